@@ -1,0 +1,167 @@
+"""Everything an execution can be asked. Imperative; may be refused.
+
+Each carries what the aggregate must not find out by itself: the time (``at``), who asks (``by``), the
+causation id (``cause``), and any random draw.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError, StepLogs
+from runtime.ids import Micros, NodeId
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    at: Micros
+    by: str = "system"
+    cause: str = ""
+
+
+class StartExecution(Command, frozen=True, kw_only=True):
+    execution_id: str
+    tenant: str
+    flow_id: str
+    flow_version: str
+    source: str
+    input: Json
+    correlation_id: str = ""
+    timeout_seconds: float | None = None
+    parent_id: str = ""
+    parent_node: str = ""
+    callback_url: str = ""
+    debug: bool = False
+    files: tuple[FileDescriptor, ...] = ()
+    request_key: str = ""
+    owner: str = ""
+
+
+class TakeOver(Command, frozen=True, kw_only=True):
+    """Claim the execution for ``owner``; the claim fences every other writer."""
+
+    owner: str
+
+
+class Admit(Command, frozen=True, kw_only=True):
+    """Leave the queue: nodes may start."""
+
+
+class StartNode(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    where: str = ""
+
+
+class SkipNode(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    reason: Literal["condition", "branch", "predecessors"]
+
+
+class RecordWaiting(Command, frozen=True, kw_only=True):
+    """The node waits: for ``until``, for ``signal``, or for the child execution ``child_id``."""
+
+    node_id: NodeId
+    attempt: int
+    until: Micros | None = None
+    signal: str = ""
+    child_id: str = ""
+    child_flow: str = ""
+    child_input: Json = None
+    on_timeout: Literal["fail", "continue"] = "fail"
+
+
+class RecordProgress(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    attempt: int
+    total: int
+    items: tuple[ItemOutcome, ...]
+
+
+class RecordCompleted(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    attempt: int
+    output: Json = None
+    output_ref: BlobRef | None = None
+    skips: tuple[NodeId, ...] = ()
+    logs: StepLogs | None = None
+    where: str = ""
+
+
+class RecordFailed(Command, frozen=True, kw_only=True):
+    """``draw``: random number in [0, 1) for the back-off's jitter."""
+
+    node_id: NodeId
+    attempt: int
+    error: StepError
+    draw: float
+    logs: StepLogs | None = None
+    where: str = ""
+
+
+class FireTimer(Command, frozen=True, kw_only=True):
+    """The timer of a waiting node is due (ignored when the node no longer waits)."""
+
+    node_id: NodeId
+    draw: float = 0.5
+
+
+class Signal(Command, frozen=True, kw_only=True):
+    signal_id: str
+    name: str
+    payload: Json = None
+
+
+class RecordChildEnd(Command, frozen=True, kw_only=True):
+    """The child execution a node waits for reached its end; ``error`` is None when it completed."""
+
+    node_id: NodeId
+    child_id: str
+    output: Json = None
+    output_ref: BlobRef | None = None
+    error: StepError | None = None
+    draw: float = 0.5
+
+
+class RecordMessage(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    role: str
+    content: Json
+
+
+class RecordUsage(Command, frozen=True, kw_only=True):
+    node_id: NodeId
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Pause(Command, frozen=True, kw_only=True):
+    pass
+
+
+class Resume(Command, frozen=True, kw_only=True):
+    pass
+
+
+class RequestCancel(Command, frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class ConfirmCancelled(Command, frozen=True, kw_only=True):
+    """Nothing of the execution runs any more (or its grace period ended and it was killed)."""
+
+
+class Complete(Command, frozen=True, kw_only=True):
+    """All nodes ended and the flow's output was computed."""
+
+    output: Json = None
+    output_ref: BlobRef | None = None
+
+
+class Fail(Command, frozen=True, kw_only=True):
+    """The flow itself failed, e.g. its output expression."""
+
+    error: StepError
+
+
+class TimeOut(Command, frozen=True, kw_only=True):
+    """The execution's deadline passed."""
