@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from runtime.events import Json
-from runtime.ids import FlowId, FlowVersion, Micros, NodeId, SECOND
+from runtime.ids import SECOND, FlowId, FlowVersion, Micros, NodeId
 
 ON_TIMEOUT = Literal["fail", "continue"]
 PLACEMENT = Literal["pooled", "dedicated"]

@@ -1,0 +1,302 @@
+"""``evolve``: fold one event of an execution into its state. Pure, total over the event union.
+
+A history that this code can't have written (a wrong version, an event for an unknown node, anything
+after the end) raises ``Diverged``: replay must never paper over it.
+"""
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from runtime import events
+from runtime.errors import Diverged
+from runtime.events import Event
+from runtime.ids import SECOND, Micros, NodeId
+from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status
+
+
+def begin(event: Event) -> ExecutionState:
+    """The state after the first event of a stream."""
+    if not isinstance(event, events.Queued) or event.originator_version != 1:
+        raise Diverged(f"{event.originator_id}: a history begins with version 1, execution.queued")
+    timeout = event.timeout_seconds
+    return ExecutionState(
+        execution_id=event.originator_id,
+        version=1,
+        status="queued",
+        tenant=event.tenant,
+        flow_id=event.flow_id,
+        flow_version=event.flow_version,
+        source=event.source,
+        by=event.by,
+        correlation_id=event.corr,
+        input=event.input,
+        owner=event.owner,
+        total_nodes=event.total_nodes,
+        created_at=event.at,
+        updated_at=event.at,
+        deadline_at=None if timeout is None else Micros(event.at + int(timeout * SECOND)),
+        timeout_seconds=timeout,
+        placement=event.placement,
+        parent_id=event.parent_id,
+        parent_node=event.parent_node,
+        callback_url=event.callback_url,
+        debug=event.debug,
+        files=event.files,
+        request_key=event.request_key,
+    )
+
+
+def evolve(state: ExecutionState, event: Event) -> ExecutionState:
+    """The state after ``event``.
+
+    Raises: Diverged when the event can't follow this state.
+    """
+    if event.originator_version != state.version + 1:
+        raise Diverged(
+            f"{state.execution_id}: version {event.originator_version} can't follow {state.version}"
+        )
+    if state.is_closed:
+        raise Diverged(f"{state.execution_id}: {event.TOPIC} can't follow {state.status}")
+    match event:
+        case (
+            events.NodeStarted()
+            | events.NodeCompleted()
+            | events.NodeFailed()
+            | events.NodeSkipped()
+            | events.NodeWaiting()
+            | events.NodeProgressed()
+            | events.TimerFired()
+        ):
+            return _evolve_node(state, event)
+        case events.Completed() | events.Failed() | events.TimedOut() | events.Cancelled():
+            return _close(state, event)
+        case _:
+            return _evolve_execution(state, event)
+
+
+def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
+    version, at = event.originator_version, event.at
+    match event:
+        case events.Started():
+            status: Status = "paused" if state.paused else "running"
+            return replace(state, version=version, updated_at=at, status=status, started_at=at)
+        case events.Recovered():
+            return replace(state, version=version, updated_at=at, owner=event.owner)
+        case events.Paused():
+            return replace(state, version=version, updated_at=at, paused=True, status="paused")
+        case events.Resumed():
+            resumed = replace(state, version=version, updated_at=at, paused=False)
+            return replace(resumed, status=_open_status(resumed))
+        case events.CancellationRequested():
+            return replace(
+                state, version=version, updated_at=at, cancel_requested_at=at, status="cancelling"
+            )
+        case events.SignalReceived():
+            received = ReceivedSignal(event.signal_id, event.name, event.payload)
+            return replace(
+                state,
+                version=version,
+                updated_at=at,
+                signals=(*state.signals, received),
+                signal_ids=state.signal_ids | {event.signal_id},
+            )
+        case events.UsageRecorded():
+            return replace(
+                state,
+                version=version,
+                updated_at=at,
+                input_tokens=state.input_tokens + event.input_tokens,
+                output_tokens=state.output_tokens + event.output_tokens,
+            )
+        case events.MessageRecorded():
+            return replace(state, version=version, updated_at=at)
+        case _:
+            raise Diverged(
+                f"{state.execution_id}: {event.TOPIC} is no event of a running execution"
+            )
+
+
+_NodeEvent = (
+    events.NodeStarted
+    | events.NodeCompleted
+    | events.NodeFailed
+    | events.NodeSkipped
+    | events.NodeWaiting
+    | events.NodeProgressed
+    | events.TimerFired
+)
+
+
+def _evolve_node(state: ExecutionState, event: _NodeEvent) -> ExecutionState:
+    node_id = NodeId(event.node_id)
+    before = state.nodes.get(node_id)
+    after = _node_after(state, before, event)
+    active = state.active_nodes + _is_active(after) - _is_active(before)
+    waiting = state.waiting_nodes + _is_waiting(after) - _is_waiting(before)
+    completed = state.completed_nodes + _is_done(after) - _is_done(before)
+    nodes = {**state.nodes, node_id: after}
+    current = state.current_node
+    if isinstance(event, events.NodeStarted):
+        current = event.node_id
+    elif current == event.node_id and after.status not in ("running", "waiting", "retrying"):
+        current = _latest_unfinished(nodes)
+    # 100.0 belongs to the completed execution alone (executions contract 3.2), so the last node of
+    # the flow leaves the progress where it was until the result is recorded.
+    progress = state.progress
+    if completed < state.total_nodes:
+        progress = max(progress, round(100.0 * completed / state.total_nodes, 2))
+    skips = state.skips
+    signals = state.signals
+    if isinstance(event, events.NodeCompleted):
+        if event.skips:
+            skips = skips | {NodeId(skip) for skip in event.skips}
+        if before is not None and before.signal:
+            signals = _without_first(signals, before.signal)
+    status = state.status
+    if status in ("running", "waiting"):
+        status = "waiting" if active == 0 and waiting > 0 else "running"
+    return replace(
+        state,
+        version=event.originator_version,
+        updated_at=event.at,
+        status=status,
+        nodes=nodes,
+        skips=skips,
+        signals=signals,
+        active_nodes=active,
+        waiting_nodes=waiting,
+        completed_nodes=completed,
+        current_node=current,
+        progress=progress,
+        retry_count=state.retry_count
+        + int(isinstance(event, events.NodeFailed) and event.retry_at is not None),
+    )
+
+
+def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEvent) -> NodeState:
+    match event:
+        case events.NodeStarted():
+            return NodeState(
+                status="running",
+                attempt=event.attempt,
+                started_version=event.originator_version,
+                started_at=before.started_at if before else event.at,
+                outcomes=before.outcomes if before else {},
+            )
+        case events.NodeSkipped():
+            return NodeState(status="skipped", started_at=event.at, ended_at=event.at)
+        case _:
+            if before is None:
+                raise Diverged(
+                    f"{state.execution_id}: {event.TOPIC} for node {event.node_id}, which never started"
+                )
+    match event:
+        case events.NodeCompleted():
+            return replace(
+                before,
+                status="completed",
+                ended_at=event.at,
+                output=event.output,
+                output_ref=event.output_ref,
+                outcomes={},
+                wake_at=None,
+                error=None,
+            )
+        case events.NodeFailed():
+            return replace(
+                before,
+                status="failed" if event.retry_at is None else "retrying",
+                ended_at=event.at if event.retry_at is None else None,
+                error=event.error,
+                wake_at=None if event.retry_at is None else Micros(event.retry_at),
+                signal="",
+                child_id="",
+            )
+        case events.NodeWaiting():
+            return replace(
+                before,
+                status="waiting",
+                wake_at=None if event.until is None else Micros(event.until),
+                signal=event.signal,
+                child_id=event.child_id,
+                child_flow=event.child_flow,
+                child_input=event.child_input,
+                on_timeout=event.on_timeout,
+            )
+        case events.NodeProgressed():
+            outcomes = {**before.outcomes, **{item.index: item for item in event.items}}
+            return replace(before, outcomes=outcomes, total=event.total)
+        case events.TimerFired():
+            return replace(before, wake_at=None)
+
+
+def _is_active(node: NodeState | None) -> bool:
+    return node is not None and node.status == "running"
+
+
+def _is_waiting(node: NodeState | None) -> bool:
+    return node is not None and node.status in ("waiting", "retrying")
+
+
+def _is_done(node: NodeState | None) -> bool:
+    return node is not None and node.status in ("completed", "skipped")
+
+
+def _latest_unfinished(nodes: Mapping[NodeId, NodeState]) -> str | None:
+    open_nodes = [
+        (node.started_version, node_id)
+        for node_id, node in nodes.items()
+        if node.status in ("running", "waiting", "retrying")
+    ]
+    return max(open_nodes)[1] if open_nodes else None
+
+
+def _without_first(signals: tuple[ReceivedSignal, ...], name: str) -> tuple[ReceivedSignal, ...]:
+    for index, received in enumerate(signals):
+        if received.name == name:
+            return signals[:index] + signals[index + 1 :]
+    return signals
+
+
+def _open_status(state: ExecutionState) -> Status:
+    if state.started_at is None:
+        return "queued"
+    return "waiting" if state.active_nodes == 0 and state.waiting_nodes > 0 else "running"
+
+
+def _close(
+    state: ExecutionState,
+    event: events.Completed | events.Failed | events.TimedOut | events.Cancelled,
+) -> ExecutionState:
+    version, at = event.originator_version, event.at
+    closed = replace(
+        state,
+        version=version,
+        updated_at=at,
+        ended_at=at,
+        current_node=None,
+        active_nodes=0,
+        waiting_nodes=0,
+        deadline_at=None,
+    )
+    match event:
+        case events.Completed():
+            return replace(
+                closed,
+                status="completed",
+                progress=100.0,
+                output=event.output,
+                output_ref=event.output_ref,
+            )
+        case events.Failed():
+            return replace(closed, status="failed", error=event.error, failed_node=event.node_id)
+        case events.TimedOut():
+            error = events.StepError(
+                type="ExecutionTimeout",
+                message=f"Execution timed out after {event.timeout_seconds:g} s",
+            )
+            return replace(closed, status="timed_out", error=error)
+        case events.Cancelled():
+            # The end of a cancelled execution is when the cancellation was accepted (G7).
+            return replace(closed, status="cancelled", ended_at=state.cancel_requested_at or at)

@@ -1,0 +1,473 @@
+"""The execution aggregate: two pure functions over its state.
+
+``decide`` answers a command with the events it causes, or refuses; ``evolve`` folds one event into the
+state. Neither does I/O, reads a clock or draws a number. The shell appends the events, and only then
+performs what they promise.
+
+Invariants: versions rise by one; a terminal state never changes; after an accepted cancellation only
+``Cancelled`` can follow as the end; an outcome of an attempt that is no longer running changes nothing
+(it comes from a worker that was given up, or from a former owner).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypedDict, assert_never
+
+from runtime import commands, events
+from runtime.commands import Command
+from runtime.errors import InvalidTransition
+from runtime.events import Event, StepError
+from runtime.evolution import begin, evolve
+from runtime.ids import Micros, NodeId
+from runtime.plan import Plan
+from runtime.state import ExecutionState, NodeState, Status
+
+SIGNALS_MAX = 1_000
+"""Signals one execution may receive; one more is refused."""
+
+EVENTS_MAX = 50_000
+"""Events of one execution. An execution that reaches the bound fails, saying so."""
+
+
+class Decision(NamedTuple):
+    """``events`` to append, in order (none: nothing to record), and the state after them."""
+
+    events: tuple[Event, ...]
+    state: ExecutionState
+
+
+class _Head(TypedDict):
+    originator_id: str
+    originator_version: int
+    at: int
+    by: str
+    cause: str
+    corr: str
+
+
+class _Draft:
+    """One decision being taken: what was emitted so far, and the state after it."""
+
+    def __init__(self, state: ExecutionState, command: Command) -> None:
+        self.state = state
+        self.command = command
+        self.emitted: list[Event] = []
+
+    def head(self, caused_by: int = 0) -> _Head:
+        """The fields every event has. ``caused_by``: version of the event that led here, if known."""
+        state, command = self.state, self.command
+        return {
+            "originator_id": state.execution_id,
+            "originator_version": state.version + 1,
+            "at": max(command.at, state.updated_at),  # a host's clock may lag the former owner's
+            "by": command.by,
+            "cause": command.cause or f"v{caused_by or state.version}",
+            "corr": state.correlation_id,
+        }
+
+    def emit(self, event: Event) -> None:
+        self.emitted.append(event)
+        self.state = evolve(self.state, event)
+
+    def decision(self) -> Decision:
+        return Decision(tuple(self.emitted), self.state)
+
+
+def start(command: commands.StartExecution, plan: Plan) -> Decision:
+    """The first event of a new execution. Its input was checked against the flow before."""
+    queued = events.Queued(
+        originator_id=command.execution_id,
+        originator_version=1,
+        at=command.at,
+        by=command.by,
+        cause=command.cause,
+        corr=command.correlation_id,
+        tenant=command.tenant,
+        flow_id=command.flow_id,
+        flow_version=command.flow_version,
+        source=command.source,
+        input=command.input,
+        total_nodes=len(plan.steps),
+        owner=command.owner,
+        timeout_seconds=command.timeout_seconds or plan.timeout_seconds,
+        placement=plan.placement,
+        parent_id=command.parent_id,
+        parent_node=command.parent_node,
+        callback_url=command.callback_url,
+        debug=command.debug,
+        files=command.files,
+        request_key=command.request_key,
+    )
+    return Decision((queued,), begin(queued))
+
+
+def decide(state: ExecutionState, plan: Plan, command: Command) -> Decision:
+    """The events ``command`` causes in ``state``; none when it repeats what is recorded already.
+
+    Raises: InvalidTransition when the state does not allow the command.
+    """
+    draft = _Draft(state, command)
+    match command:
+        case commands.StartNode() | commands.SkipNode():
+            _schedule(draft, plan, command)
+        case (
+            commands.RecordCompleted()
+            | commands.RecordFailed()
+            | commands.RecordWaiting()
+            | commands.RecordProgress()
+        ):
+            _record_outcome(draft, plan, command)
+        case commands.FireTimer() | commands.RecordChildEnd() | commands.Signal():
+            _wake(draft, plan, command)
+        case commands.RecordMessage() | commands.RecordUsage():
+            _record_detail(draft, command)
+        case _:
+            _change_status(draft, command)
+    if draft.state.version >= EVENTS_MAX and not draft.state.is_closed:
+        message = f"the execution reached its bound of {EVENTS_MAX} events"
+        draft.emit(
+            events.Failed(**draft.head(), error=StepError(type="TooManyEvents", message=message))
+        )
+    return draft.decision()
+
+
+# --- the whole execution ----------------------------------------------------------------------------
+
+
+def _change_status(draft: _Draft, command: Command) -> None:
+    state = draft.state
+    if isinstance(command, commands.RequestCancel):
+        _request_cancel(draft, command)
+        return
+    if state.is_closed:
+        raise InvalidTransition(f"the execution is already {state.status}")
+    match command:
+        case commands.TakeOver():
+            draft.emit(events.Recovered(**draft.head(), owner=command.owner))
+        case commands.Admit():
+            if state.started_at is None and state.cancel_requested_at is None:
+                draft.emit(events.Started(**draft.head()))
+        case commands.Pause():
+            _require_not_cancelling(state)
+            if not state.paused:
+                draft.emit(events.Paused(**draft.head()))
+        case commands.Resume():
+            _require_not_cancelling(state)
+            if not state.paused:
+                raise InvalidTransition("the execution is not paused")
+            draft.emit(events.Resumed(**draft.head()))
+        case commands.ConfirmCancelled():
+            if state.cancel_requested_at is None:
+                raise InvalidTransition("no cancellation was requested")
+            draft.emit(events.Cancelled(**draft.head()))
+        case commands.Complete():
+            _require_not_cancelling(state)
+            if state.completed_nodes < state.total_nodes:
+                raise InvalidTransition("not all nodes have ended")
+            draft.emit(
+                events.Completed(
+                    **draft.head(), output=command.output, output_ref=command.output_ref
+                )
+            )
+        case commands.Fail():
+            _require_not_cancelling(state)
+            draft.emit(events.Failed(**draft.head(), error=command.error))
+        case commands.TimeOut():
+            _require_not_cancelling(state)
+            draft.emit(
+                events.TimedOut(**draft.head(), timeout_seconds=state.timeout_seconds or 0.0)
+            )
+        case _:
+            raise InvalidTransition(f"an execution does not understand {type(command).__name__}")
+
+
+def _request_cancel(draft: _Draft, command: commands.RequestCancel) -> None:
+    state = draft.state
+    if state.is_closed:
+        raise InvalidTransition(f"the execution is already {state.status}")
+    if state.cancel_requested_at is not None:
+        raise InvalidTransition("a cancellation was already accepted")
+    draft.emit(
+        events.CancellationRequested(
+            **draft.head(), previous_status=state.status, reason=command.reason
+        )
+    )
+    if state.active_nodes == 0 and not has_open_children(state):
+        draft.emit(events.Cancelled(**draft.head()))
+
+
+def _require_not_cancelling(state: ExecutionState) -> None:
+    if state.cancel_requested_at is not None:
+        raise InvalidTransition("a cancellation was accepted; cancelled is the only possible end")
+
+
+def has_open_children(state: ExecutionState) -> bool:
+    """Whether a node waits for a child execution (which a cancellation must reach first)."""
+    return any(node.status == "waiting" and node.child_id for node in state.nodes.values())
+
+
+# --- nodes ------------------------------------------------------------------------------------------
+
+
+def _schedule(draft: _Draft, plan: Plan, command: commands.StartNode | commands.SkipNode) -> None:
+    state = draft.state
+    if state.is_closed or state.cancel_requested_at is not None or state.paused:
+        raise InvalidTransition(f"no node can start: the execution is {state.status}")
+    node = state.nodes.get(command.node_id)
+    match command:
+        case commands.StartNode():
+            if node is not None and node.status != "retrying" and node.status != "running":
+                raise InvalidTransition(f"node {command.node_id} is {node.status}")
+            # A running node starts again only after a recovery: its outcome was never recorded,
+            # so the same attempt, with the same idempotency key, is made once more.
+            attempt = _next_attempt(node)
+            if node is None or node.status == "retrying":
+                draft.emit(
+                    events.NodeStarted(
+                        **draft.head(),
+                        node_id=command.node_id,
+                        attempt=attempt,
+                        where=command.where,
+                    )
+                )
+        case commands.SkipNode():
+            if node is not None:
+                raise InvalidTransition(f"node {command.node_id} is {node.status}")
+            draft.emit(
+                events.NodeSkipped(**draft.head(), node_id=command.node_id, reason=command.reason)
+            )
+        case _:
+            assert_never(command)
+
+
+def _next_attempt(node: NodeState | None) -> int:
+    if node is None:
+        return 1
+    return node.attempt + 1 if node.status == "retrying" else node.attempt
+
+
+def _record_outcome(
+    draft: _Draft,
+    plan: Plan,
+    command: (
+        commands.RecordCompleted
+        | commands.RecordFailed
+        | commands.RecordWaiting
+        | commands.RecordProgress
+    ),
+) -> None:
+    state = draft.state
+    node = state.nodes.get(command.node_id)
+    if (
+        state.is_closed
+        or state.cancel_requested_at is not None
+        or node is None
+        or node.status != "running"
+        or node.attempt != command.attempt
+    ):
+        return
+    head = draft.head(node.started_version)
+    match command:
+        case commands.RecordCompleted():
+            draft.emit(
+                events.NodeCompleted(
+                    **head,
+                    node_id=command.node_id,
+                    attempt=command.attempt,
+                    output=command.output,
+                    output_ref=command.output_ref,
+                    skips=command.skips,
+                    logs=command.logs,
+                    where=command.where,
+                )
+            )
+        case commands.RecordFailed():
+            _fail_node(draft, plan, command.node_id, node, command.error, command.draw, command)
+        case commands.RecordWaiting():
+            draft.emit(
+                events.NodeWaiting(
+                    **head,
+                    node_id=command.node_id,
+                    attempt=command.attempt,
+                    until=command.until,
+                    signal=command.signal,
+                    child_id=command.child_id,
+                    child_flow=command.child_flow,
+                    child_input=command.child_input,
+                    on_timeout=command.on_timeout,
+                )
+            )
+            _deliver_buffered_signal(draft, command)
+        case commands.RecordProgress():
+            fresh = tuple(item for item in command.items if item.index not in node.outcomes)
+            if fresh or node.total != command.total:
+                draft.emit(
+                    events.NodeProgressed(
+                        **head,
+                        node_id=command.node_id,
+                        attempt=command.attempt,
+                        total=command.total,
+                        items=fresh,
+                    )
+                )
+        case _:
+            assert_never(command)
+
+
+def _fail_node(
+    draft: _Draft,
+    plan: Plan,
+    node_id: NodeId,
+    node: NodeState,
+    error: StepError,
+    draw: float,
+    detail: commands.RecordFailed | None = None,
+) -> None:
+    """Record the failure; when no attempt is left, the execution fails with it."""
+    now = Micros(draft.command.at)
+    retry_at = plan.steps[node_id].retry.retry_at(now, node.attempt, error.type, draw)
+    draft.emit(
+        events.NodeFailed(
+            **draft.head(node.started_version),
+            node_id=node_id,
+            attempt=node.attempt,
+            error=error,
+            retry_at=retry_at,
+            logs=detail.logs if detail else None,
+            where=detail.where if detail else "",
+        )
+    )
+    if retry_at is None:
+        draft.emit(events.Failed(**draft.head(), error=error, node_id=node_id))
+
+
+def _complete_waiting(draft: _Draft, node_id: NodeId, output: events.Json) -> None:
+    node = draft.state.nodes[node_id]
+    draft.emit(
+        events.NodeCompleted(**draft.head(), node_id=node_id, attempt=node.attempt, output=output)
+    )
+
+
+def _deliver_buffered_signal(draft: _Draft, command: commands.RecordWaiting) -> None:
+    for received in draft.state.signals:
+        if command.signal and received.name == command.signal:
+            _complete_waiting(draft, command.node_id, received.payload)
+            return
+
+
+def _wake(
+    draft: _Draft,
+    plan: Plan,
+    command: commands.FireTimer | commands.RecordChildEnd | commands.Signal,
+) -> None:
+    if isinstance(command, commands.Signal):
+        _receive_signal(draft, command)
+        return
+    state = draft.state
+    node = state.nodes.get(command.node_id)
+    if (
+        state.is_closed
+        or state.cancel_requested_at is not None
+        or node is None
+        or node.status != "waiting"
+    ):
+        return
+    match command:
+        case commands.FireTimer():
+            if node.wake_at is None or node.wake_at > command.at:
+                return
+            draft.emit(events.TimerFired(**draft.head(), node_id=command.node_id))
+            if node.signal and node.on_timeout == "fail":
+                error = StepError(
+                    type="SignalTimeout", message=f"signal {node.signal!r} did not arrive in time"
+                )
+                _fail_node(draft, plan, command.node_id, node, error, command.draw)
+            else:
+                _complete_waiting(draft, command.node_id, None)
+        case commands.RecordChildEnd():
+            if node.child_id != command.child_id:
+                return
+            if command.error is not None:
+                _fail_node(draft, plan, command.node_id, node, command.error, command.draw)
+                return
+            draft.emit(
+                events.NodeCompleted(
+                    **draft.head(),
+                    node_id=command.node_id,
+                    attempt=node.attempt,
+                    output=command.output,
+                    output_ref=command.output_ref,
+                )
+            )
+        case _:
+            assert_never(command)
+
+
+def _receive_signal(draft: _Draft, command: commands.Signal) -> None:
+    state = draft.state
+    if command.signal_id in state.signal_ids:
+        return
+    if state.is_closed or state.cancel_requested_at is not None:
+        raise InvalidTransition(f"the execution is already {state.status}")
+    if len(state.signal_ids) >= SIGNALS_MAX:
+        raise InvalidTransition(f"the execution received its {SIGNALS_MAX} signals")
+    waiting = next(
+        (
+            node_id
+            for node_id, node in state.nodes.items()
+            if node.status == "waiting" and node.signal == command.name
+        ),
+        None,
+    )
+    draft.emit(
+        events.SignalReceived(
+            **draft.head(),
+            signal_id=command.signal_id,
+            name=command.name,
+            payload=command.payload,
+        )
+    )
+    if waiting is not None:
+        _complete_waiting(draft, waiting, command.payload)
+
+
+def _record_detail(draft: _Draft, command: commands.RecordMessage | commands.RecordUsage) -> None:
+    state = draft.state
+    node = state.nodes.get(command.node_id)
+    if state.is_closed or node is None or node.status != "running":
+        return
+    head = draft.head(node.started_version)
+    match command:
+        case commands.RecordMessage():
+            draft.emit(
+                events.MessageRecorded(
+                    **head, node_id=command.node_id, role=command.role, content=command.content
+                )
+            )
+        case commands.RecordUsage():
+            draft.emit(
+                events.UsageRecorded(
+                    **head,
+                    node_id=command.node_id,
+                    model=command.model,
+                    input_tokens=command.input_tokens,
+                    output_tokens=command.output_tokens,
+                )
+            )
+        case _:
+            assert_never(command)
+
+
+def fold(history: Iterable[Event]) -> ExecutionState | None:
+    """The state after ``history``; None when it is empty.
+
+    Raises: Diverged when the history can't be one of an execution.
+    """
+    state: ExecutionState | None = None
+    for event in history:
+        state = begin(event) if state is None else evolve(state, event)
+    return state
+
+
+def contract_status(state_status: Status) -> Status:
+    """A cancelling execution shows as cancelled at once, in every view (gateway rule G7)."""
+    return "cancelled" if state_status == "cancelling" else state_status

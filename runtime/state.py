@@ -1,0 +1,117 @@
+"""What is known about one execution: the fold of its events. Data only.
+
+Frozen: ``evolve`` returns a new state, so a reader (the writer thread, an inline read model) may keep one
+while the actor goes on.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError
+from runtime.ids import Micros, NodeId
+
+Status = Literal[
+    "queued",
+    "running",
+    "waiting",
+    "paused",
+    "cancelling",
+    "completed",
+    "failed",
+    "cancelled",
+    "timed_out",
+]
+
+TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "timed_out"})
+
+NodeStatus = Literal["running", "waiting", "retrying", "completed", "failed", "skipped"]
+
+
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
+    """One node that was touched; a node without an entry was not reached yet.
+
+    ``wake_at``: the timer of a waiting node, or when the next attempt of a retrying one is due.
+    ``outcomes``: recorded items of a map, by index. ``total``: its number of items once known.
+    ``started_version``: the ``NodeStarted`` of the latest attempt; it causes that attempt's outcome.
+    """
+
+    status: NodeStatus
+    attempt: int = 1
+    started_version: int = 0
+    started_at: int = 0
+    ended_at: int | None = None
+    output: Json = None
+    output_ref: BlobRef | None = None
+    error: StepError | None = None
+    wake_at: Micros | None = None
+    signal: str = ""
+    child_id: str = ""
+    child_flow: str = ""
+    child_input: Json = None
+    on_timeout: Literal["fail", "continue"] = "fail"
+    outcomes: Mapping[int, ItemOutcome] = {}
+    total: int = 0
+
+
+class ReceivedSignal(msgspec.Struct, frozen=True):
+    signal_id: str
+    name: str
+    payload: Json
+
+
+class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts are of nodes; ``completed_nodes`` are those completed or skipped, each once.
+
+    ``active`` nodes hold resources now; ``waiting`` ones hold none. ``progress`` is 0.0-100.0, never
+    falls, and is 100.0 only when completed. ``signals`` arrived before a node waited for them.
+    """
+
+    execution_id: str
+    version: int
+    status: Status
+    tenant: str
+    flow_id: str
+    flow_version: str
+    source: str
+    by: str
+    correlation_id: str
+    input: Json
+    owner: str
+    total_nodes: int
+    created_at: int
+    updated_at: int
+    started_at: int | None = None
+    ended_at: int | None = None
+    deadline_at: Micros | None = None
+    timeout_seconds: float | None = None
+    placement: Literal["pooled", "dedicated"] = "pooled"
+    parent_id: str = ""
+    parent_node: str = ""
+    callback_url: str = ""
+    debug: bool = False
+    files: tuple[FileDescriptor, ...] = ()
+    request_key: str = ""
+    nodes: Mapping[NodeId, NodeState] = {}
+    skips: frozenset[NodeId] = frozenset()
+    completed_nodes: int = 0
+    active_nodes: int = 0
+    waiting_nodes: int = 0
+    current_node: str | None = None
+    progress: float = 0.0
+    retry_count: int = 0
+    paused: bool = False
+    cancel_requested_at: int | None = None
+    signals: tuple[ReceivedSignal, ...] = ()
+    signal_ids: frozenset[str] = frozenset()
+    output: Json = None
+    output_ref: BlobRef | None = None
+    error: StepError | None = None
+    failed_node: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def is_closed(self) -> bool:
+        return self.status in TERMINAL
