@@ -89,9 +89,7 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
             resumed = replace(state, version=version, updated_at=at, paused=False)
             return replace(resumed, status=_open_status(resumed))
         case events.CancellationRequested():
-            return replace(
-                state, version=version, updated_at=at, cancel_requested_at=at, status="cancelling"
-            )
+            return replace(state, version=version, updated_at=at, cancel_requested_at=at, status="cancelling")
         case events.SignalReceived():
             received = ReceivedSignal(event.signal_id, event.name, event.payload)
             return replace(
@@ -112,9 +110,7 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
         case events.MessageRecorded():
             return replace(state, version=version, updated_at=at)
         case _:
-            raise Diverged(
-                f"{state.execution_id}: {event.TOPIC} is no event of a running execution"
-            )
+            raise Diverged(f"{state.execution_id}: {event.TOPIC} is no event of a running execution")
 
 
 _NodeEvent = (

@@ -124,9 +124,7 @@ def decide(state: ExecutionState, plan: Plan, command: Command) -> Decision:
             _change_status(draft, command)
     if draft.state.version >= EVENTS_MAX and not draft.state.is_closed:
         message = f"the execution reached its bound of {EVENTS_MAX} events"
-        draft.emit(
-            events.Failed(**draft.head(), error=StepError(type="TooManyEvents", message=message))
-        )
+        draft.emit(events.Failed(**draft.head(), error=StepError(type="TooManyEvents", message=message)))
     return draft.decision()
 
 
@@ -163,19 +161,13 @@ def _change_status(draft: _Draft, command: Command) -> None:
             _require_not_cancelling(state)
             if state.completed_nodes < state.total_nodes:
                 raise InvalidTransition("not all nodes have ended")
-            draft.emit(
-                events.Completed(
-                    **draft.head(), output=command.output, output_ref=command.output_ref
-                )
-            )
+            draft.emit(events.Completed(**draft.head(), output=command.output, output_ref=command.output_ref))
         case commands.Fail():
             _require_not_cancelling(state)
             draft.emit(events.Failed(**draft.head(), error=command.error))
         case commands.TimeOut():
             _require_not_cancelling(state)
-            draft.emit(
-                events.TimedOut(**draft.head(), timeout_seconds=state.timeout_seconds or 0.0)
-            )
+            draft.emit(events.TimedOut(**draft.head(), timeout_seconds=state.timeout_seconds or 0.0))
         case _:
             raise InvalidTransition(f"an execution does not understand {type(command).__name__}")
 
@@ -187,9 +179,7 @@ def _request_cancel(draft: _Draft, command: commands.RequestCancel) -> None:
     if state.cancel_requested_at is not None:
         raise InvalidTransition("a cancellation was already accepted")
     draft.emit(
-        events.CancellationRequested(
-            **draft.head(), previous_status=state.status, reason=command.reason
-        )
+        events.CancellationRequested(**draft.head(), previous_status=state.status, reason=command.reason)
     )
     if state.active_nodes == 0 and not has_open_children(state):
         draft.emit(events.Cancelled(**draft.head()))
@@ -232,9 +222,7 @@ def _schedule(draft: _Draft, plan: Plan, command: commands.StartNode | commands.
         case commands.SkipNode():
             if node is not None:
                 raise InvalidTransition(f"node {command.node_id} is {node.status}")
-            draft.emit(
-                events.NodeSkipped(**draft.head(), node_id=command.node_id, reason=command.reason)
-            )
+            draft.emit(events.NodeSkipped(**draft.head(), node_id=command.node_id, reason=command.reason))
         case _:
             assert_never(command)
 
@@ -249,10 +237,7 @@ def _record_outcome(
     draft: _Draft,
     plan: Plan,
     command: (
-        commands.RecordCompleted
-        | commands.RecordFailed
-        | commands.RecordWaiting
-        | commands.RecordProgress
+        commands.RecordCompleted | commands.RecordFailed | commands.RecordWaiting | commands.RecordProgress
     ),
 ) -> None:
     state = draft.state
@@ -342,9 +327,7 @@ def _fail_node(
 
 def _complete_waiting(draft: _Draft, node_id: NodeId, output: events.Json) -> None:
     node = draft.state.nodes[node_id]
-    draft.emit(
-        events.NodeCompleted(**draft.head(), node_id=node_id, attempt=node.attempt, output=output)
-    )
+    draft.emit(events.NodeCompleted(**draft.head(), node_id=node_id, attempt=node.attempt, output=output))
 
 
 def _deliver_buffered_signal(draft: _Draft, command: commands.RecordWaiting) -> None:
@@ -364,12 +347,7 @@ def _wake(
         return
     state = draft.state
     node = state.nodes.get(command.node_id)
-    if (
-        state.is_closed
-        or state.cancel_requested_at is not None
-        or node is None
-        or node.status != "waiting"
-    ):
+    if state.is_closed or state.cancel_requested_at is not None or node is None or node.status != "waiting":
         return
     match command:
         case commands.FireTimer():

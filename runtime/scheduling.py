@@ -43,9 +43,7 @@ def due_after(state: ExecutionState, plan: Plan, node_id: NodeId, now: Micros) -
     return _due_among(state, plan, plan.steps[node_id].dependents, now)
 
 
-def _due_among(
-    state: ExecutionState, plan: Plan, candidates: tuple[NodeId, ...], now: Micros
-) -> Due:
+def _due_among(state: ExecutionState, plan: Plan, candidates: tuple[NodeId, ...], now: Micros) -> Due:
     if not is_open_for_nodes(state):
         return NOTHING
     start: list[NodeId] = []
