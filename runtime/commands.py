@@ -12,19 +12,20 @@ from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError
 from runtime.ids import Micros, NodeId
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     at: Micros
     by: str = "system"
     cause: str = ""
 
 
-class StartExecution(Command, frozen=True, kw_only=True):
+class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     execution_id: str
     tenant: str
     flow_id: str
     flow_version: str
     source: str
-    input: Json
+    input: Json = None
+    input_ref: BlobRef | None = None
     correlation_id: str = ""
     timeout_seconds: float | None = None
     parent_id: str = ""
@@ -36,27 +37,27 @@ class StartExecution(Command, frozen=True, kw_only=True):
     owner: str = ""
 
 
-class TakeOver(Command, frozen=True, kw_only=True):
+class TakeOver(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """Claim the execution for ``owner``; the claim fences every other writer."""
 
     owner: str
 
 
-class Admit(Command, frozen=True, kw_only=True):
+class Admit(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """Leave the queue: nodes may start."""
 
 
-class StartNode(Command, frozen=True, kw_only=True):
+class StartNode(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     where: str = ""
 
 
-class SkipNode(Command, frozen=True, kw_only=True):
+class SkipNode(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     reason: Literal["condition", "branch", "predecessors"]
 
 
-class RecordWaiting(Command, frozen=True, kw_only=True):
+class RecordWaiting(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The node waits: for ``until``, for ``signal``, or for the child execution ``child_id``."""
 
     node_id: NodeId
@@ -69,14 +70,14 @@ class RecordWaiting(Command, frozen=True, kw_only=True):
     on_timeout: Literal["fail", "continue"] = "fail"
 
 
-class RecordProgress(Command, frozen=True, kw_only=True):
+class RecordProgress(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     attempt: int
     total: int
     items: tuple[ItemOutcome, ...]
 
 
-class RecordCompleted(Command, frozen=True, kw_only=True):
+class RecordCompleted(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     attempt: int
     output: Json = None
@@ -86,7 +87,7 @@ class RecordCompleted(Command, frozen=True, kw_only=True):
     where: str = ""
 
 
-class RecordFailed(Command, frozen=True, kw_only=True):
+class RecordFailed(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """``draw``: random number in [0, 1) for the back-off's jitter."""
 
     node_id: NodeId
@@ -97,20 +98,20 @@ class RecordFailed(Command, frozen=True, kw_only=True):
     where: str = ""
 
 
-class FireTimer(Command, frozen=True, kw_only=True):
+class FireTimer(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The timer of a waiting node is due (ignored when the node no longer waits)."""
 
     node_id: NodeId
     draw: float = 0.5
 
 
-class Signal(Command, frozen=True, kw_only=True):
+class Signal(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     signal_id: str
     name: str
     payload: Json = None
 
 
-class RecordChildEnd(Command, frozen=True, kw_only=True):
+class RecordChildEnd(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The child execution a node waits for reached its end; ``error`` is None when it completed."""
 
     node_id: NodeId
@@ -121,47 +122,47 @@ class RecordChildEnd(Command, frozen=True, kw_only=True):
     draw: float = 0.5
 
 
-class RecordMessage(Command, frozen=True, kw_only=True):
+class RecordMessage(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     role: str
     content: Json
 
 
-class RecordUsage(Command, frozen=True, kw_only=True):
+class RecordUsage(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     node_id: NodeId
     model: str
     input_tokens: int
     output_tokens: int
 
 
-class Pause(Command, frozen=True, kw_only=True):
+class Pause(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     pass
 
 
-class Resume(Command, frozen=True, kw_only=True):
+class Resume(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     pass
 
 
-class RequestCancel(Command, frozen=True, kw_only=True):
+class RequestCancel(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     reason: str = ""
 
 
-class ConfirmCancelled(Command, frozen=True, kw_only=True):
+class ConfirmCancelled(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """Nothing of the execution runs any more (or its grace period ended and it was killed)."""
 
 
-class Complete(Command, frozen=True, kw_only=True):
+class Complete(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """All nodes ended and the flow's output was computed."""
 
     output: Json = None
     output_ref: BlobRef | None = None
 
 
-class Fail(Command, frozen=True, kw_only=True):
+class Fail(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The flow itself failed, e.g. its output expression."""
 
     error: StepError
 
 
-class TimeOut(Command, frozen=True, kw_only=True):
+class TimeOut(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     """The execution's deadline passed."""

@@ -43,10 +43,11 @@ class StepLogs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ItemOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one item of a map ended: an output or an error."""
+    """How one item of a map ended: an output (or a reference to a large one), or an error."""
 
     index: int
     output: Json = None
+    output_ref: BlobRef | None = None
     error: StepError | None = None
 
 
@@ -91,7 +92,8 @@ class Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
     flow_id: str
     flow_version: str
     source: str
-    input: Json
+    input: Json = None
+    input_ref: BlobRef | None = None
     total_nodes: int
     owner: str
     timeout_seconds: float | None = None

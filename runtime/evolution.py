@@ -31,6 +31,7 @@ def begin(event: Event) -> ExecutionState:
         by=event.by,
         correlation_id=event.corr,
         input=event.input,
+        input_ref=event.input_ref,
         owner=event.owner,
         total_nodes=event.total_nodes,
         created_at=event.at,
@@ -228,11 +229,14 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
 
 
 def _is_active(node: NodeState | None) -> bool:
-    return node is not None and node.status == "running"
+    """Running, or waiting for a child: the parent stays in memory, so a lost notice can't strand it."""
+    return node is not None and (
+        node.status == "running" or (node.status == "waiting" and node.child_id != "")
+    )
 
 
 def _is_waiting(node: NodeState | None) -> bool:
-    return node is not None and node.status in ("waiting", "retrying")
+    return node is not None and node.status in ("waiting", "retrying") and node.child_id == ""
 
 
 def _is_done(node: NodeState | None) -> bool:

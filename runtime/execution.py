@@ -86,6 +86,7 @@ def start(command: commands.StartExecution, plan: Plan) -> Decision:
         flow_version=command.flow_version,
         source=command.source,
         input=command.input,
+        input_ref=command.input_ref,
         total_nodes=len(plan.steps),
         owner=command.owner,
         timeout_seconds=command.timeout_seconds or plan.timeout_seconds,
@@ -181,18 +182,13 @@ def _request_cancel(draft: _Draft, command: commands.RequestCancel) -> None:
     draft.emit(
         events.CancellationRequested(**draft.head(), previous_status=state.status, reason=command.reason)
     )
-    if state.active_nodes == 0 and not has_open_children(state):
+    if state.active_nodes == 0:
         draft.emit(events.Cancelled(**draft.head()))
 
 
 def _require_not_cancelling(state: ExecutionState) -> None:
     if state.cancel_requested_at is not None:
         raise InvalidTransition("a cancellation was accepted; cancelled is the only possible end")
-
-
-def has_open_children(state: ExecutionState) -> bool:
-    """Whether a node waits for a child execution (which a cancellation must reach first)."""
-    return any(node.status == "waiting" and node.child_id for node in state.nodes.values())
 
 
 # --- nodes ------------------------------------------------------------------------------------------
@@ -283,7 +279,7 @@ def _record_outcome(
             )
             _deliver_buffered_signal(draft, command)
         case commands.RecordProgress():
-            fresh = tuple(item for item in command.items if item.index not in node.outcomes)
+            fresh = tuple(item for item in command.items if _is_news(node, item))
             if fresh or node.total != command.total:
                 draft.emit(
                     events.NodeProgressed(
@@ -296,6 +292,12 @@ def _record_outcome(
                 )
         case _:
             assert_never(command)
+
+
+def _is_news(node: NodeState, item: events.ItemOutcome) -> bool:
+    """A recorded success stands; a recorded failure may be mended by a later attempt of the node."""
+    known = node.outcomes.get(item.index)
+    return known is None or (known.error is not None and item.error is None)
 
 
 def _fail_node(

@@ -77,11 +77,12 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     by: str
     correlation_id: str
-    input: Json
     owner: str
     total_nodes: int
     created_at: int
     updated_at: int
+    input: Json = None
+    input_ref: BlobRef | None = None
     started_at: int | None = None
     ended_at: int | None = None
     deadline_at: Micros | None = None
