@@ -1,0 +1,302 @@
+"""Inline read model: one row for each execution, written in the transaction of every append.
+
+``row`` is pure, so a rebuilt table equals the live one; a status read never lags a write.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from runtime.ids import HostName, Micros, TenantId
+from runtime.scheduling import wake_at
+from runtime.state import ExecutionState
+
+TABLE = "executions"
+
+SEARCH_MAX = 500
+"""Rows of one page of a search."""
+
+IDS_MAX = 500
+"""Ids of one ``get_many``; SQLite and PostgreSQL both take this many parameters."""
+
+
+class ExecutionRow(msgspec.Struct, frozen=True):
+    """One row of ``executions``, columns in this order. Times in microseconds, UTC.
+
+    ``input``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of the last event.
+    ``wake_at``: the next time something is due by itself (a timer, a retry, the deadline).
+    """
+
+    execution_id: str
+    tenant: str
+    source: str
+    flow_id: str
+    flow_version: str
+    placement: str
+    parent_id: str
+    correlation_id: str
+    by: str
+    created_at: int
+    total_nodes: int
+    callback_url: str
+    debug: int
+    input: str
+    files: str
+    deadline_at: int | None
+    status: str
+    progress: float
+    current_node: str | None
+    completed_nodes: int
+    retry_count: int
+    owner: str
+    started_at: int | None
+    ended_at: int | None
+    updated_at: int
+    cancel_requested_at: int | None
+    wake_at: int | None
+    version: int
+    position: int
+    output: str | None
+    output_ref: str | None
+    error_type: str | None
+    error_message: str | None
+    failed_node: str | None
+
+
+CREATE = (
+    """
+    CREATE TABLE IF NOT EXISTS executions (
+        execution_id TEXT NOT NULL PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        source TEXT NOT NULL,
+        flow_id TEXT NOT NULL,
+        flow_version TEXT NOT NULL,
+        placement TEXT NOT NULL,
+        parent_id TEXT NOT NULL,
+        correlation_id TEXT NOT NULL,
+        created_by TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        total_nodes BIGINT NOT NULL,
+        callback_url TEXT NOT NULL,
+        debug BIGINT NOT NULL,
+        input TEXT NOT NULL,
+        files TEXT NOT NULL,
+        deadline_at BIGINT,
+        status TEXT NOT NULL,
+        progress DOUBLE PRECISION NOT NULL,
+        current_node TEXT,
+        completed_nodes BIGINT NOT NULL,
+        retry_count BIGINT NOT NULL,
+        owner TEXT NOT NULL,
+        started_at BIGINT,
+        ended_at BIGINT,
+        updated_at BIGINT NOT NULL,
+        cancel_requested_at BIGINT,
+        wake_at BIGINT,
+        version BIGINT NOT NULL,
+        position BIGINT NOT NULL,
+        output TEXT,
+        output_ref TEXT,
+        error_type TEXT,
+        error_message TEXT,
+        failed_node TEXT
+    )
+    """,
+    "CREATE INDEX IF NOT EXISTS executions_by_tenant ON executions (tenant, created_at, execution_id)",
+    "CREATE INDEX IF NOT EXISTS executions_open ON executions (owner, execution_id) WHERE ended_at IS NULL",
+    "CREATE INDEX IF NOT EXISTS executions_unfinished ON executions (tenant) WHERE ended_at IS NULL",
+    "CREATE INDEX IF NOT EXISTS executions_due ON executions (owner, wake_at) WHERE wake_at IS NOT NULL",
+)
+
+_COLUMNS = tuple("created_by" if name == "by" else name for name in ExecutionRow.__struct_fields__)
+_FIRST_MUTABLE = _COLUMNS.index("status")
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM executions"
+
+# What never changes after the first event is left out of the update, so that SQLite doesn't touch the
+# indexes over it.
+UPSERT = (
+    f"INSERT INTO executions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+    " ON CONFLICT (execution_id) DO UPDATE SET "
+    + ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[_FIRST_MUTABLE:])
+)
+
+_encode = msgspec.json.Encoder().encode
+
+
+def row(state: ExecutionState, position: int) -> tuple[object, ...]:
+    """The row of ``state``, whose last event stands at ``position``; values in the order of ``ExecutionRow``."""
+    error = state.error
+    return (
+        state.execution_id,
+        state.tenant,
+        state.source,
+        state.flow_id,
+        state.flow_version,
+        state.placement,
+        state.parent_id,
+        state.correlation_id,
+        state.by,
+        state.created_at,
+        state.total_nodes,
+        state.callback_url,
+        1 if state.debug else 0,
+        _encode(state.input).decode(),
+        _encode(state.files).decode() if state.files else "[]",
+        state.deadline_at,
+        state.status,
+        state.progress,
+        state.current_node,
+        state.completed_nodes,
+        state.retry_count,
+        state.owner,
+        state.started_at,
+        state.ended_at,
+        state.updated_at,
+        state.cancel_requested_at,
+        None if state.ended_at is not None else wake_at(state),
+        state.version,
+        position,
+        _encode(state.output).decode() if state.status == "completed" and state.output_ref is None else None,
+        None if state.output_ref is None else _encode(state.output_ref).decode(),
+        None if error is None else _text(error.type),
+        None if error is None else _text(error.message),
+        state.failed_node or None,
+    )
+
+
+def _text(value: str) -> str:
+    """PostgreSQL's text can't hold NUL, and what user code says in an error may."""
+    return value.replace("\x00", "\ufffd") if "\x00" in value else value
+
+
+class Reader(Protocol):
+    """Anything that answers SQL with ``?`` for parameters: the read store, or the log's recorder."""
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
+
+
+def _rows(found: list[tuple[object, ...]]) -> list[ExecutionRow]:
+    return [msgspec.convert(values, ExecutionRow) for values in _as_objects(found)]
+
+
+def _as_objects(found: list[tuple[object, ...]]) -> list[dict[str, object]]:
+    names = ExecutionRow.__struct_fields__
+    return [dict(zip(names, values, strict=True)) for values in found]
+
+
+def get(store: Reader, execution_id: str) -> ExecutionRow | None:
+    found = _rows(store.query(f"{_SELECT} WHERE execution_id = ?", (execution_id,)))
+    return found[0] if found else None
+
+
+def open_executions(store: Reader, owner: HostName, after: str, limit: int) -> list[str]:
+    found = store.query(
+        "SELECT execution_id FROM executions WHERE owner = ? AND execution_id > ? AND ended_at IS NULL"
+        " ORDER BY execution_id LIMIT ?",
+        (owner, after, limit),
+    )
+    return [str(values[0]) for values in found]
+
+
+def owners(store: Reader) -> dict[HostName, int]:
+    found = store.query("SELECT owner, COUNT(*) FROM executions WHERE ended_at IS NULL GROUP BY owner ORDER BY 1")
+    return {HostName(str(owner)): int(str(count)) for owner, count in found}
+
+
+def due(store: Reader, owner: HostName, now: Micros, limit: int) -> list[str]:
+    found = store.query(
+        "SELECT execution_id FROM executions WHERE owner = ? AND wake_at <= ? AND wake_at IS NOT NULL"
+        " ORDER BY wake_at, execution_id LIMIT ?",
+        (owner, now, limit),
+    )
+    return [str(values[0]) for values in found]
+
+
+def next_wake(store: Reader, owner: HostName) -> Micros | None:
+    found = store.query(
+        "SELECT MIN(wake_at) FROM executions WHERE owner = ? AND wake_at IS NOT NULL", (owner,)
+    )
+    earliest = found[0][0]
+    return None if earliest is None else Micros(int(str(earliest)))
+
+
+def count_unfinished(store: Reader, tenant: TenantId | str) -> int:
+    found = store.query("SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL", (tenant,))
+    return int(str(found[0][0]))
+
+
+def get_many(store: Reader, ids: Sequence[str]) -> dict[str, ExecutionRow]:
+    """The rows of those of ``ids`` that exist, by id. Any number of ids; read in batches of ``IDS_MAX``."""
+    rows: dict[str, ExecutionRow] = {}
+    for start in range(0, len(ids), IDS_MAX):
+        batch = list(ids[start : start + IDS_MAX])
+        # Padded to a power of two, so that a handful of statements stay prepared.
+        size = 1 << (len(batch) - 1).bit_length()
+        batch += [batch[-1]] * (size - len(batch))
+        marks = ", ".join("?" * size)
+        for found in _rows(store.query(f"{_SELECT} WHERE execution_id IN ({marks})", batch)):
+            rows[found.execution_id] = found
+    return rows
+
+
+_FILTERS: Mapping[str, str] = {
+    "tenant": "tenant = ?",
+    "flow_id": "flow_id = ?",
+    "source": "source = ?",
+    "status": "status = ?",
+    "owner": "owner = ?",
+    "parent_id": "parent_id = ?",
+    "correlation_id": "correlation_id = ?",
+    "created_from": "created_at >= ?",
+    "created_until": "created_at < ?",
+    "text": "(LOWER(input) LIKE ? ESCAPE '\\' OR LOWER(COALESCE(error_message, '')) LIKE ? ESCAPE '\\'"
+    " OR LOWER(execution_id) LIKE ? ESCAPE '\\' OR LOWER(COALESCE(output, '')) LIKE ? ESCAPE '\\')",
+}
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """Where a page ended: the next one holds older executions."""
+
+    created_at: int
+    execution_id: str
+
+
+def search(
+    store: Reader, filters: Mapping[str, object], cursor: Cursor | None = None, limit: int = 50
+) -> tuple[list[ExecutionRow], Cursor | None]:
+    """Newest first; the second value leads to the next page, None at the end.
+
+    ``filters``: any of ``tenant``, ``flow_id``, ``source``, ``status``, ``owner``, ``parent_id``,
+    ``correlation_id``, ``created_from`` (inclusive), ``created_until`` (exclusive), ``text`` (part of the
+    id, input, output or error, in any case). ``status`` may be a list of statuses.
+
+    Raises: KeyError for a filter that doesn't exist.
+    """
+    limit = max(1, min(limit, SEARCH_MAX))
+    clauses: list[str] = []
+    params: list[object] = []
+    for name, value in filters.items():
+        if name == "status" and isinstance(value, (list, tuple)):
+            statuses: list[object] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+            clauses.append(f"status IN ({', '.join('?' * len(statuses))})" if statuses else "1 = 0")
+            params += statuses
+            continue
+        clause = _FILTERS[name]
+        clauses.append(clause)
+        params += [_pattern(str(value))] * clause.count("?") if name == "text" else [value]
+    if cursor is not None:
+        clauses.append("(created_at, execution_id) < (?, ?)")
+        params += [cursor.created_at, cursor.execution_id]
+    where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
+    # One row more than asked for tells whether there is another page.
+    sql = f"{_SELECT}{where} ORDER BY created_at DESC, execution_id DESC LIMIT ?"
+    found = _rows(store.query(sql, (*params, limit + 1)))
+    page = found[:limit]
+    after = Cursor(page[-1].created_at, page[-1].execution_id) if len(found) > limit else None
+    return page, after
+
+
+def _pattern(text: str) -> str:
+    escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"

@@ -1,0 +1,215 @@
+"""SQLite: the library's recorder with explicit durability, group inserts and the inline read models.
+
+Any number of processes may open the file. One writes at a time (``BEGIN IMMEDIATE``, waiting up to the busy
+timeout); readers never wait (WAL). ``synchronous=FULL``: a commit is on the disk before it returns.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+from eventsourcing import persistence
+from eventsourcing import sqlite as library
+from eventsourcing.persistence import StoredEvent
+
+from projections import execution_summary, inline
+from runtime.event_log import Recorded
+from runtime.ids import HostName, Micros, Position
+
+BUSY_SECONDS = 10
+"""How long a statement waits for another process's write to end."""
+
+CONNECTIONS_MAX = 8
+"""Open connections of one process; past them a caller waits for one to return."""
+
+CACHE_KIB = 8_192
+MMAP_BYTES = 256 * 1024 * 1024
+
+_ERRORS: tuple[tuple[type[sqlite3.Error], type[persistence.PersistenceError]], ...] = (
+    (sqlite3.IntegrityError, persistence.IntegrityError),
+    (sqlite3.OperationalError, persistence.OperationalError),
+    (sqlite3.InterfaceError, persistence.InterfaceError),
+    (sqlite3.DataError, persistence.DataError),
+    (sqlite3.InternalError, persistence.InternalError),
+    (sqlite3.NotSupportedError, persistence.NotSupportedError),
+    (sqlite3.ProgrammingError, persistence.ProgrammingError),
+    (sqlite3.DatabaseError, persistence.DatabaseError),
+)
+
+
+def _translated(error: sqlite3.Error) -> persistence.PersistenceError:
+    for theirs, ours in _ERRORS:
+        if isinstance(error, theirs):
+            return ours(str(error))
+    return persistence.PersistenceError(str(error))
+
+
+class Connection(library.SQLiteConnection):
+    """A connection whose transactions can't outlive a failure."""
+
+    @contextmanager
+    def transaction(self, *, commit: bool) -> Iterator[library.SQLiteCursor]:
+        """``commit``: takes the write lock at once, so that a read before the write can't go stale."""
+        connection = self._sqlite_conn
+        cursor = connection.cursor()
+        try:
+            cursor.execute("BEGIN IMMEDIATE" if commit else "BEGIN")
+            yield library.SQLiteCursor(cursor)
+            if commit:
+                connection.commit()
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+        finally:
+            cursor.close()
+            if connection.in_transaction:
+                # Read-only, or failed, perhaps in its commit: the library would hand the connection to the
+                # next caller with the transaction still open.
+                try:
+                    connection.rollback()
+                except sqlite3.Error:
+                    self.close()
+
+    def query(self, sql: str, params: Sequence[object]) -> list[tuple[Any, ...]]:
+        """One statement's rows, outside a transaction: a single SELECT is a snapshot by itself."""
+        try:
+            cursor = self._sqlite_conn.cursor()
+            cursor.row_factory = None
+            try:
+                return cursor.execute(sql, params).fetchall()  # type: ignore[arg-type]
+            finally:
+                cursor.close()
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+
+class ConnectionPool(library.SQLiteConnectionPool):
+    def _create_connection(self) -> Connection:
+        """Open one more connection, with the durability this log promises set explicitly."""
+        try:
+            connection = sqlite3.connect(
+                self.db_name,
+                uri=self.db_name.startswith("file:"),
+                check_same_thread=False,
+                isolation_level=None,
+                cached_statements=256,
+                timeout=self.lock_timeout or BUSY_SECONDS,
+            )
+        except (sqlite3.Error, TypeError) as error:
+            raise persistence.InterfaceError(f"{self.db_name}: {error}") from error
+        try:
+            if not self.is_sqlite_memory_mode:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute(f"PRAGMA mmap_size={MMAP_BYTES}")
+                connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        except sqlite3.Error as error:
+            connection.close()
+            raise _translated(error) from error
+        connection.row_factory = sqlite3.Row
+        return Connection(sqlite_conn=connection, max_age=self.max_age)
+
+
+class Datastore(library.SQLiteDatastore):
+    def __init__(self, db_name: str, *, lock_timeout: int | None = None) -> None:
+        super().__init__(db_name, lock_timeout=lock_timeout, originator_id_type="text")
+        self.pool = ConnectionPool(
+            db_name=db_name,
+            lock_timeout=lock_timeout,
+            pool_size=CONNECTIONS_MAX,
+            max_overflow=0,
+            pool_timeout=float(BUSY_SECONDS),
+        )
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self.get_connection(commit=False) as connection:
+            assert isinstance(connection, Connection)
+            return connection.query(sql, params)
+
+
+class Recorder(library.SQLiteApplicationRecorder):
+    """Stored events and inline rows in one transaction; positions are row ids.
+
+    The row id is declared (``notification_id``), or ``VACUUM`` could renumber what readers remember.
+    """
+
+    datastore: Datastore
+
+    def construct_create_table_statements(self) -> list[str]:
+        return [
+            "CREATE TABLE IF NOT EXISTS stored_events ("
+            "notification_id INTEGER PRIMARY KEY, originator_id TEXT NOT NULL,"
+            " originator_version INTEGER NOT NULL, topic TEXT NOT NULL, state BLOB NOT NULL,"
+            " UNIQUE (originator_id, originator_version))",
+            *inline.create_statements(),
+        ]
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
+        if not stored_events:
+            return []
+        with self.datastore.transaction(commit=True) as cursor:
+            return self._insert_events(cursor, stored_events, **kwargs)
+
+    def _insert_events(
+        self, c: library.SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int]:
+        cursor = c.sqlite_cursor
+        cursor.executemany(
+            "INSERT INTO stored_events (originator_id, originator_version, topic, state) VALUES (?, ?, ?, ?)",
+            [(s.originator_id, s.originator_version, s.topic, s.state) for s in stored_events],
+        )
+        # SQLite gives each new row the highest row id plus one, and this transaction holds the write lock:
+        # the ids of one group are contiguous and end with the last one.
+        last: int = cursor.execute("SELECT last_insert_rowid()").fetchone()[0]
+        positions = range(last - len(stored_events) + 1, last + 1)
+        for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
+            cursor.executemany(statement, rows)  # type: ignore[arg-type]
+        return positions
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self.datastore.query(sql, params)
+
+    def select_recorded(self, originator_id: str, gt: int, limit: int) -> list[Recorded]:
+        found = self.query(
+            "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
+            " WHERE originator_id = ? AND originator_version > ? ORDER BY originator_version LIMIT ?",
+            (originator_id, gt, limit),
+        )
+        return [Recorded(*values) for values in found]
+
+    def select_feed(self, after: int, limit: int, topics: Sequence[str]) -> list[Recorded]:
+        chosen = f" AND topic IN ({', '.join('?' * len(topics))})" if topics else ""
+        found = self.query(
+            "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
+            f" WHERE notification_id > ?{chosen} ORDER BY notification_id LIMIT ?",
+            (after, *topics, limit),
+        )
+        return [Recorded(*values) for values in found]
+
+    def max_notification_id(self) -> int:
+        return self.query("SELECT MAX(notification_id) FROM stored_events")[0][0] or 0
+
+    def open_executions(self, owner: HostName, after: str, limit: int) -> list[str]:
+        return execution_summary.open_executions(self, owner, after, limit)
+
+    def owners(self) -> dict[HostName, int]:
+        return execution_summary.owners(self)
+
+    def due(self, owner: HostName, now: Micros, limit: int) -> list[str]:
+        return execution_summary.due(self, owner, now, limit)
+
+    def next_wake(self, owner: HostName) -> Micros | None:
+        return execution_summary.next_wake(self, owner)
+
+
+class Factory(library.SQLiteFactory):
+    application_recorder_class = Recorder
+
+    def __init__(self, env: persistence.Environment | persistence.EnvType | None) -> None:
+        super().__init__(env)
+        self.datastore.close()
+        self.datastore = self._datastore()
+
+    def _datastore(self) -> Datastore:
+        timeout = self.env.get(self.SQLITE_LOCK_TIMEOUT)
+        return Datastore(self.env.get(self.SQLITE_DBNAME) or "", lock_timeout=int(timeout) if timeout else None)

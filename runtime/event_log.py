@@ -1,0 +1,345 @@
+"""The one door to the event log, over the eventsourcing library's recorders.
+
+The backend is configuration (``PERSISTENCE_MODULE``); nothing here or above knows which. Everything blocks:
+call it from threads, never from an event loop. An ``EventLog`` may be shared between threads; a ``Chain``
+belongs to the one writer of its stream.
+
+What holds after a crash: a group of appends and its inline rows commit together or not at all. The unique
+(originator id, version) is the fence between two writers of one stream. When an acknowledgement was lost,
+the next attempt finds the very bytes it wanted to write and reports them as its own.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+import tenacity
+from eventsourcing.domain import EventSourcingError
+from eventsourcing.persistence import (
+    InfrastructureFactory,
+    IntegrityError,
+    InterfaceError,
+    Mapper,
+    OperationalError,
+    StoredEvent,
+)
+
+from runtime import codec
+from runtime.errors import Conflict, InvariantViolated, Unavailable
+from runtime.events import Event
+from runtime.ids import HostName, Micros, Position
+
+ATTEMPTS_MAX = 6
+"""Tries of one operation on a store that doesn't answer; then ``Unavailable``."""
+
+WAIT_SECONDS_MAX = 20.0
+"""No further try begins after this long."""
+
+ROUNDS_MAX = 8
+"""Times a group is reduced by the streams that lost their version before it is given up."""
+
+READ_MAX = 5_000
+"""Events of one read or feed page, whatever the caller asked for."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One event as it stands in the log. ``data`` is the stored JSON, ``prev`` included."""
+
+    position: Position
+    originator_id: str
+    originator_version: int
+    topic: str
+    data: bytes
+
+    def event(self) -> Event:
+        """Raises: Diverged when this release can't read it."""
+        return codec.decode(self.topic, self.data)
+
+    def hash(self) -> str:
+        """What the next event of the stream carries as ``prev``."""
+        return codec.stored_hash(self.topic, self.data)
+
+
+class Chain:
+    """``head``: hash of the last stored event of one stream, empty before the first."""
+
+    __slots__ = ("head",)
+
+    def __init__(self, head: str = "") -> None:
+        self.head = head
+
+
+class Append(msgspec.Struct):
+    """Events to record, and the aggregate's state after them (it feeds the inline read models)."""
+
+    originator_id: str
+    events: Sequence[Event]
+    state: object
+    chain: Chain
+
+
+Outcome = tuple[Recorded, ...] | Conflict | InvariantViolated
+
+
+class LogRecorder(Protocol):
+    """What ``EventLog`` asks of a store beyond the library's own recorder."""
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None: ...
+    def select_recorded(self, originator_id: str, gt: int, limit: int) -> list[Recorded]: ...
+    def select_feed(self, after: int, limit: int, topics: Sequence[str]) -> list[Recorded]: ...
+    def max_notification_id(self) -> int | None: ...
+    def open_executions(self, owner: HostName, after: str, limit: int) -> list[str]: ...
+    def owners(self) -> dict[HostName, int]: ...
+    def due(self, owner: HostName, now: Micros, limit: int) -> list[str]: ...
+    def next_wake(self, owner: HostName) -> Micros | None: ...
+
+
+class EventMapper(Mapper[str]):
+    """The library's mapper for our events: declared names, msgspec JSON, the hash chain."""
+
+    def to_stored_event(self, domain_event: Any, prev: str = "") -> StoredEvent:
+        event = cast("Event", domain_event)
+        return StoredEvent(
+            event.originator_id, event.originator_version, event.TOPIC, codec.encode(event, prev)
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Event:
+        return codec.decode(stored_event.topic, stored_event.state)
+
+
+class _Staged:
+    """One append on its way: its stored events, and the chain's head once they are in."""
+
+    __slots__ = ("append", "head", "index", "stored")
+
+    def __init__(self, index: int, append: Append, stored: list[StoredEvent], head: str) -> None:
+        self.index = index
+        self.append = append
+        self.stored = stored
+        self.head = head
+
+    def recorded(self, positions: Sequence[int]) -> tuple[Recorded, ...]:
+        return tuple(
+            Recorded(Position(position), cast("str", s.originator_id), s.originator_version, s.topic, s.state)
+            for position, s in zip(positions, self.stored, strict=True)
+        )
+
+
+class EventLog:
+    """Appends to and reads from the log. Raises: Unavailable from every method when the store is away."""
+
+    def __init__(
+        self, factory: InfrastructureFactory[Any], recorder: LogRecorder, mapper: EventMapper
+    ) -> None:
+        self.factory = factory
+        self.recorder = recorder
+        self._mapper = mapper
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((OperationalError, InterfaceError)),
+            stop=tenacity.stop_after_attempt(ATTEMPTS_MAX) | tenacity.stop_after_delay(WAIT_SECONDS_MAX),
+            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.05),
+            reraise=True,
+        )
+
+    @classmethod
+    def open(cls, env: Mapping[str, str]) -> "EventLog":
+        """Open the log that ``env`` describes (see ``store_env``); tables are made when missing.
+
+        Raises: Diverged for a log written by a newer release; Unavailable when the store is away.
+        """
+        try:
+            factory = InfrastructureFactory[Any].construct(dict(env))
+            recorder = cast("LogRecorder", factory.application_recorder())
+            mapper = cast("EventMapper", factory.mapper())
+        except (EventSourcingError, OSError) as error:
+            raise Unavailable(f"the event log can't be opened: {error}") from error
+        return cls(factory, recorder, mapper)
+
+    def append(self, appends: Sequence[Append]) -> list[Outcome]:
+        """Record a group of streams' events in one transaction; one outcome each, in order.
+
+        A stream whose version was taken answers ``Conflict`` (its chain stays); one whose event can't be
+        stored answers ``InvariantViolated``; the others commit. One stream may occur more than once, in
+        order of its versions.
+        """
+        outcomes: list[Outcome | None] = [None] * len(appends)
+        pending = self._stage(appends, outcomes)
+        for _ in range(ROUNDS_MAX):
+            if not pending:
+                break
+            try:
+                positions = self._insert(pending)
+            except IntegrityError:
+                pending = self._settle(pending, outcomes)
+                continue
+            at = 0
+            for staged in pending:
+                end = at + len(staged.stored)
+                outcomes[staged.index] = staged.recorded(positions[at:end])
+                staged.append.chain.head = staged.head
+                at = end
+            pending = []
+        if pending:
+            raise Unavailable(f"{len(pending)} streams kept losing their versions while being appended")
+        return cast("list[Outcome]", outcomes)
+
+    def _stage(self, appends: Sequence[Append], outcomes: list[Outcome | None]) -> list[_Staged]:
+        heads: dict[str, str] = {}
+        staged: list[_Staged] = []
+        to_stored = self._mapper.to_stored_event
+        for index, append in enumerate(appends):
+            if not append.events:
+                outcomes[index] = ()
+                continue
+            head = heads.get(append.originator_id, append.chain.head)
+            stored: list[StoredEvent] = []
+            try:
+                for event in append.events:
+                    one = to_stored(event, head)
+                    head = codec.stored_hash(one.topic, one.state)
+                    stored.append(one)
+            except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+                outcomes[index] = InvariantViolated(f"{append.originator_id}: {error}")
+                continue
+            heads[append.originator_id] = head
+            staged.append(_Staged(index, append, stored, head))
+        return staged
+
+    def _insert(self, pending: Sequence[_Staged]) -> Sequence[int]:
+        stored: list[StoredEvent] = []
+        # The last state of a stream in the group wins; its row carries the position of its last event.
+        inline: dict[str, tuple[object, int]] = {}
+        for staged in pending:
+            stored += staged.stored
+            inline[staged.append.originator_id] = (staged.append.state, len(stored) - 1)
+        insert = self.recorder.insert_events
+        positions = self._call(insert, stored, inline=tuple(inline.values()))
+        if positions is None or len(positions) != len(stored):
+            raise InvariantViolated("the recorder must return one position for each event")
+        return positions
+
+    def _settle(self, pending: Sequence[_Staged], outcomes: list[Outcome | None]) -> list[_Staged]:
+        """Sort out a refused group: what is already ours, what lost its version, what may go on."""
+        left: list[_Staged] = []
+        lost: dict[str, Conflict] = {}
+        for staged in pending:
+            stream = staged.append.originator_id
+            if stream in lost:
+                outcomes[staged.index] = lost[stream]
+                continue
+            first = staged.stored[0].originator_version
+            found = self._call(self.recorder.select_recorded, stream, first - 1, len(staged.stored))
+            if not found:
+                left.append(staged)
+            elif [(f.originator_version, f.topic, f.data) for f in found] == [
+                (s.originator_version, s.topic, s.state) for s in staged.stored
+            ]:
+                outcomes[staged.index] = tuple(found)  # the acknowledgement of our own commit was lost
+                staged.append.chain.head = staged.head
+            else:
+                outcomes[staged.index] = lost[stream] = Conflict(stream, first)
+        return left
+
+    def read(self, originator_id: str, after_version: int = 0, limit: int | None = None) -> list[Recorded]:
+        """Events of one stream in order; none for a stream that doesn't exist.
+
+        Without ``limit`` all of them: read page by page, so that a long history is bounded only by what
+        an execution may hold.
+        """
+        if limit is not None and limit <= READ_MAX:
+            return self._call(self.recorder.select_recorded, originator_id, after_version, limit)
+        found: list[Recorded] = []
+        while limit is None or len(found) < limit:
+            want = READ_MAX if limit is None else min(READ_MAX, limit - len(found))
+            page = self._call(self.recorder.select_recorded, originator_id, after_version, want)
+            found += page
+            if len(page) < want:
+                break
+            after_version = page[-1].originator_version
+        return found
+
+    def feed(self, after: Position, limit: int, topics: Sequence[str] = ()) -> list[Recorded]:
+        """Events of the whole log behind ``after``, in order of position, at most ``READ_MAX``.
+
+        A reader that resumes behind the last position it saw misses nothing: positions become visible in
+        their order.
+        """
+        return self._call(self.recorder.select_feed, after, min(limit, READ_MAX), topics)
+
+    def max_position(self) -> Position:
+        """Position of the newest event, 0 for an empty log."""
+        return Position(self._call(self.recorder.max_notification_id) or 0)
+
+    def open_executions(self, owner: HostName, after: str = "", limit: int = 1000) -> list[str]:
+        """Ids of the owner's executions without a terminal event, in order, behind ``after``."""
+        return self._call(self.recorder.open_executions, owner, after, limit)
+
+    def owners(self) -> dict[HostName, int]:
+        """How many executions without a terminal event each host holds."""
+        return self._call(self.recorder.owners)
+
+    def due(self, owner: HostName, now: Micros, limit: int) -> list[str]:
+        """The owner's executions whose wake-up time came, the most overdue first."""
+        return self._call(self.recorder.due, owner, now, limit)
+
+    def next_wake(self, owner: HostName) -> Micros | None:
+        """The earliest wake-up time of the owner's executions."""
+        return self._call(self.recorder.next_wake, owner)
+
+    def close(self) -> None:
+        self.factory.close()
+
+    def _call(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._retrying(method, *args, **kwargs)
+        except IntegrityError:
+            raise
+        except EventSourcingError as error:
+            # Also a closed pool, a full disk or a broken file: the caller can only come back later.
+            raise Unavailable(f"the event log is unavailable: {error or type(error).__name__}") from error
+
+
+_MAPPER_TOPIC = "runtime.event_log:EventMapper"
+_memory_stores = itertools.count(1)
+
+
+def store_env(url: str, pool_size: int = 4) -> dict[str, str]:
+    """The library's environment for a store URL.
+
+    ``sqlite:///relative/or//absolute/path``, ``postgresql://user:password@host:port/dbname?schema=name``,
+    or ``memory://`` (each call a new empty store, shared by whoever opens the same environment in this
+    process). ``pool_size`` bounds the connections of each opener.
+
+    Raises: ValueError for anything else.
+    """
+    parts = urlsplit(url)
+    common = {"MAPPER_TOPIC": _MAPPER_TOPIC, "ORIGINATOR_ID_TYPE": "text"}
+    if parts.scheme == "memory":
+        name = f"file:heliograph-{next(_memory_stores)}?mode=memory&cache=shared"
+        return {**common, "PERSISTENCE_MODULE": "projections.stores.memory", "SQLITE_DBNAME": name}
+    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+        # As in SQLAlchemy: three slashes and a relative path, or four and an absolute one.
+        path = unquote(parts.path[1:])
+        return {**common, "PERSISTENCE_MODULE": "projections.stores.sqlite", "SQLITE_DBNAME": path}
+    if parts.scheme in ("postgresql", "postgres") and len(parts.path) > 1:
+        query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        return {
+            **common,
+            "PERSISTENCE_MODULE": "projections.stores.postgres",
+            "POSTGRES_DBNAME": unquote(parts.path[1:]),
+            # libpq takes a socket's folder in place of a host name.
+            "POSTGRES_HOST": query.get("host") or unquote(parts.hostname or "localhost"),
+            "POSTGRES_PORT": query.get("port") or str(parts.port or 5432),
+            "POSTGRES_USER": unquote(parts.username or query.get("user") or "postgres"),
+            "POSTGRES_PASSWORD": unquote(parts.password or query.get("password") or ""),
+            "POSTGRES_SCHEMA": query.get("schema", ""),
+            "POSTGRES_POOL_SIZE": "1",
+            "POSTGRES_MAX_OVERFLOW": str(max(pool_size - 1, 0)),
+            "POSTGRES_CONNECT_TIMEOUT": "5",
+            "POSTGRES_LOCK_TIMEOUT": "10",
+        }
+    raise ValueError(
+        f"not a store URL: {url!r} (sqlite:///path, postgresql://user:password@host/dbname or memory://)"
+    )
