@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import psutil
@@ -130,7 +130,7 @@ def ray_cluster(sandbox: Sandbox) -> Iterator[str]:
         )
     processes = psutil.Process().children(recursive=True)
     try:
-        yield str(ray.get_runtime_context().gcs_address)
+        yield cast(str, ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
         wait_until_gone(processes, PROCESS_END_SECONDS)
