@@ -5,7 +5,7 @@ graph order: every step comes after those it needs.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -103,11 +103,11 @@ class Scope(Protocol):
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """``attempts`` counts the first one too. ``on``: error types that are retried; empty = all."""
 
-    attempts: int = 1
-    backoff_seconds: float = 1.0
-    backoff_factor: float = 2.0
-    backoff_max_seconds: float = 60.0
-    jitter: float = 0.2
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 1
+    backoff_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 1.0
+    backoff_factor: Annotated[float, msgspec.Meta(ge=1, le=100)] = 2.0
+    backoff_max_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     on: tuple[str, ...] = ()
 
     def retry_at(self, now: Micros, attempt: int, error_type: str, draw: float) -> Micros | None:
@@ -126,10 +126,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What Ray must find room for. ``memory_mb`` in MiB. Declared resources make a step a Ray task."""
 
-    cpus: float = 0
-    gpus: float = 0
-    memory_mb: int = 0
-    custom: Mapping[str, float] = {}
+    cpus: Annotated[float, msgspec.Meta(ge=0)] = 0
+    gpus: Annotated[float, msgspec.Meta(ge=0)] = 0
+    memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    custom: Mapping[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
     labels: Mapping[str, str] = {}
 
 

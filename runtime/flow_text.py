@@ -1,0 +1,171 @@
+"""From the text of a definition (YAML or JSON) to plain JSON, within bounds.
+
+YAML is read by the rules of its version 1.2, so that it means what the same text means as JSON: ``on`` is
+a string and so is ``2026-01-01``. Keys may not repeat, and there is no merge key ``<<``.
+"""
+
+import json
+import math
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, cast
+
+import yaml
+
+from runtime.errors import InvalidGraph
+from runtime.events import Json
+
+TEXT_BYTES_MAX = 1_048_576
+VALUES_MAX = 200_000
+"""Values of a document after aliases are followed: an alias bomb meets this bound."""
+DEPTH_MAX = 64
+_INTEGER_MAX = 2**63
+
+
+class Unreadable(InvalidGraph):
+    """The text is no definition at all, whatever it says."""
+
+
+def _unreadable(rule: str) -> Unreadable:
+    return Unreadable((("", "", rule),))
+
+
+# The C loader constructs the same values an order of magnitude faster, where it was built.
+_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_BaseLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the library's class attribute
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            key: Any = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise _unreadable(f"line {line}: a key must be a string")
+            if key in mapping:
+                raise _unreadable(f"line {line}: the key '{key}' stands twice")
+            mapping[key] = self.construct_object(value_node, deep=deep)
+        return mapping
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(rf"^(?:{_pattern})$"),
+        [*_first.replace("\0", ""), *([""] if "\0" in _first else [])],
+    )
+# Else 010 would be octal, and a float without a dot a string.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+
+
+def read_document(document: str | bytes | Mapping[str, Any]) -> dict[str, Json]:
+    """Plain JSON of its own, sharing nothing with ``document``.
+
+    Raises: Unreadable.
+    """
+    if isinstance(document, bytes):
+        try:
+            document = document.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _unreadable(f"not UTF-8 at byte {error.start}") from None
+    try:
+        loaded = _load(document) if isinstance(document, str) else document
+        plain = _Plain().copy(loaded, "", 0)
+    except RecursionError:
+        raise _unreadable("nested too deeply") from None
+    if not isinstance(plain, dict):
+        raise _unreadable("a definition must be an object")
+    return cast("dict[str, Json]", plain)
+
+
+def canonical_json(value: Json) -> str:
+    """One text for equal values: sorted keys, no white space. Versions are hashes of it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _load(text: str) -> Any:
+    if len(text) > TEXT_BYTES_MAX or len(text.encode(errors="surrogatepass")) > TEXT_BYTES_MAX:
+        raise _unreadable(f"a definition may have {TEXT_BYTES_MAX} bytes at most")
+    if text.lstrip().startswith("{"):
+        # JSON allows tabs and escapes that YAML does not; a flow mapping of YAML is tried second.
+        try:
+            return json.loads(text, object_pairs_hook=_unique)
+        except json.JSONDecodeError:
+            pass
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - built on the safe loader
+    except yaml.YAMLError as error:
+        raise _unreadable(" ".join(str(error).split())) from None
+    except (ValueError, OverflowError) as error:
+        raise _unreadable(str(error)) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _unreadable(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
+    return mapping
+
+
+class _Plain:
+    """Copies into plain JSON; what isn't JSON is refused with its path."""
+
+    def __init__(self) -> None:
+        self._values_left = VALUES_MAX
+        self._chars_left = TEXT_BYTES_MAX
+
+    def copy(self, value: Any, path: str, depth: int) -> Json:
+        self._values_left -= 1
+        if self._values_left < 0:
+            raise _unreadable(f"a definition may have {VALUES_MAX} values at most, aliases followed")
+        if depth > DEPTH_MAX:
+            raise _unreadable(f"a definition may be nested {DEPTH_MAX} levels deep at most")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self._text(value, path)
+        if isinstance(value, int):
+            if not -_INTEGER_MAX <= value < _INTEGER_MAX:
+                raise _problem(path, "an integer must fit in 64 bits")
+            return value
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise _problem(path, "a number must be finite")
+            return value
+        if isinstance(value, Mapping):
+            return self._mapping(cast("Mapping[Any, Any]", value), path, depth)
+        if isinstance(value, list | tuple):
+            items = cast("Sequence[Any]", value)
+            return [self.copy(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
+        raise _problem(path, f"{type(value).__name__} is not a JSON value")
+
+    def _mapping(self, mapping: Mapping[Any, Any], path: str, depth: int) -> dict[str, Json]:
+        copied: dict[str, Json] = {}
+        for key, value in mapping.items():
+            if not isinstance(key, str):
+                raise _problem(path, "a key must be a string")
+            copied[self._text(key, path)] = self.copy(value, f"{path}.{key}" if path else key, depth + 1)
+        return copied
+
+    def _text(self, text: str, path: str) -> str:
+        self._chars_left -= len(text)
+        if self._chars_left < 0:
+            raise _unreadable(f"the texts of a definition may have {TEXT_BYTES_MAX} characters at most")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _problem(path, "a text must be valid Unicode (no lone surrogates)") from None
+        return str(text)
+
+
+def _problem(path: str, rule: str) -> Unreadable:
+    return Unreadable((("", path, rule),))
