@@ -142,7 +142,8 @@ def _evolve_node(state: ExecutionState, event: _NodeEvent) -> ExecutionState:
     # the flow leaves the progress where it was until the result is recorded.
     progress = state.progress
     if completed < state.total_nodes:
-        progress = max(progress, round(100.0 * completed / state.total_nodes, 2))
+        share = round(100.0 * completed / state.total_nodes, 2)
+        progress = max(progress, min(share, 99.99))  # 29,999 of 30,000 would round up to the end
     skips = state.skips
     signals = state.signals
     if isinstance(event, events.NodeCompleted):

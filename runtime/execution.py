@@ -19,6 +19,7 @@ from runtime.events import Event, StepError
 from runtime.evolution import begin, evolve
 from runtime.ids import Micros, NodeId
 from runtime.plan import Plan
+from runtime.scheduling import is_open_for_nodes
 from runtime.state import ExecutionState, NodeState, Status
 
 SIGNALS_MAX = 1_000
@@ -124,9 +125,16 @@ def decide(state: ExecutionState, plan: Plan, command: Command) -> Decision:
         case _:
             _change_status(draft, command)
     if draft.state.version >= EVENTS_MAX and not draft.state.is_closed:
-        message = f"the execution reached its bound of {EVENTS_MAX} events"
-        draft.emit(events.Failed(**draft.head(), error=StepError(type="TooManyEvents", message=message)))
+        _end_at_bound(draft)
     return draft.decision()
+
+
+def _end_at_bound(draft: _Draft) -> None:
+    if draft.state.cancel_requested_at is not None:
+        draft.emit(events.Cancelled(**draft.head()))  # the only end left (gateway rule G7)
+        return
+    message = f"the execution reached its bound of {EVENTS_MAX} events"
+    draft.emit(events.Failed(**draft.head(), error=StepError(type="TooManyEvents", message=message)))
 
 
 # --- the whole execution ----------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def _require_not_cancelling(state: ExecutionState) -> None:
 
 def _schedule(draft: _Draft, plan: Plan, command: commands.StartNode | commands.SkipNode) -> None:
     state = draft.state
-    if state.is_closed or state.cancel_requested_at is not None or state.paused:
+    if not is_open_for_nodes(state):
         raise InvalidTransition(f"no node can start: the execution is {state.status}")
     node = state.nodes.get(command.node_id)
     match command:
@@ -279,7 +287,7 @@ def _record_outcome(
             )
             _deliver_buffered_signal(draft, command)
         case commands.RecordProgress():
-            fresh = tuple(item for item in command.items if _is_news(node, item))
+            fresh = _news_of(node, command.items)
             if fresh or node.total != command.total:
                 draft.emit(
                     events.NodeProgressed(
@@ -294,10 +302,14 @@ def _record_outcome(
             assert_never(command)
 
 
-def _is_news(node: NodeState, item: events.ItemOutcome) -> bool:
+def _news_of(node: NodeState, items: tuple[events.ItemOutcome, ...]) -> tuple[events.ItemOutcome, ...]:
     """A recorded success stands; a recorded failure may be mended by a later attempt of the node."""
-    known = node.outcomes.get(item.index)
-    return known is None or (known.error is not None and item.error is None)
+    fresh: dict[int, events.ItemOutcome] = {}
+    for item in items:
+        known = fresh.get(item.index) or node.outcomes.get(item.index)
+        if known is None or (known.error is not None and item.error is None):
+            fresh[item.index] = item
+    return tuple(fresh.values())
 
 
 def _fail_node(

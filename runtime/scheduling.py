@@ -1,5 +1,6 @@
 """What an execution may do next. Pure: returns decisions, the shells carry them out."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from runtime.ids import Micros, NodeId
@@ -29,26 +30,20 @@ def is_open_for_nodes(state: ExecutionState) -> bool:
     )
 
 
-def due_nodes(state: ExecutionState, plan: Plan, now: Micros) -> Due:
-    """Every node that may start or must be skipped at ``now``, in graph order; no repeats.
+def due_nodes(
+    state: ExecutionState, plan: Plan, now: Micros, among: Iterable[NodeId] | None = None
+) -> Due:
+    """Nodes that may start or must be skipped at ``now``, in graph order; no repeats.
 
+    ``among``: look at these only (the dependents of what just ended); None = at the whole plan.
     Join rule: a node is ready when all it needs ended and, if it needs any, at least one completed; a
     node whose predecessors were all skipped is skipped too.
     """
-    return _due_among(state, plan, tuple(plan.steps), now)
-
-
-def due_after(state: ExecutionState, plan: Plan, node_id: NodeId, now: Micros) -> Due:
-    """Like ``due_nodes``, looking only where ``node_id``'s end can have made a difference."""
-    return _due_among(state, plan, plan.steps[node_id].dependents, now)
-
-
-def _due_among(state: ExecutionState, plan: Plan, candidates: tuple[NodeId, ...], now: Micros) -> Due:
     if not is_open_for_nodes(state):
         return NOTHING
     start: list[NodeId] = []
     skip: list[tuple[NodeId, str]] = []
-    for node_id in candidates:
+    for node_id in plan.steps if among is None else among:
         node = state.nodes.get(node_id)
         if node is not None:
             if node.status == "retrying" and node.wake_at is not None and node.wake_at <= now:
@@ -98,7 +93,10 @@ def wake_at(state: ExecutionState) -> Micros | None:
     """The next time by itself that something is due; None when only a message can move it."""
     if state.is_closed:
         return None
-    times = [state.deadline_at] if state.deadline_at is not None else []
+    times: list[Micros] = []
+    # After an accepted cancel the deadline moves nothing; reported, it would wake its host for ever.
+    if state.deadline_at is not None and state.cancel_requested_at is None:
+        times.append(state.deadline_at)
     if is_open_for_nodes(state):
         times += [node.wake_at for node in state.nodes.values() if node.wake_at is not None]
     return min(times, default=None)
