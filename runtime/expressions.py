@@ -59,13 +59,14 @@ def compile_expression(text: str, names: frozenset[str] = NAMES) -> Expression:
     try:
         parsed = jmespath.compile(text)
         references = _References(names)
-        references.whole(parsed.parsed)
+        tree = cast("dict[str, Any]", parsed.parsed)
+        references.whole(tree)
     except jmespath.exceptions.JMESPathError as error:
         raise ExpressionSyntax(" ".join(str(error).split())) from None
     except RecursionError:
         raise ExpressionSyntax("nested too deeply") from None
     return Expression(
-        _path(parsed.parsed) or parsed.search,
+        _path(tree) or parsed.search,
         tuple(references.nodes),
         tuple(references.inputs),
         is_constant=not references.roots,
@@ -195,8 +196,7 @@ def compile_value(value: Json, names: frozenset[str] = NAMES) -> Expression:
     parts: list[Expression] = []
     evaluate = _build(value, names, parts)
     if evaluate is None:
-        constant = _unescape(value)
-        return Expression(lambda _scope: constant, is_constant=True)
+        return Expression(_constant(_unescape(value)), is_constant=True)
     return Expression(
         evaluate,
         tuple(dict.fromkeys(name for part in parts for name in part.node_reads)),
@@ -232,11 +232,15 @@ def _build_list(
     built = [_build(item, names, parts) for item in items]
     if not any(built):
         return None
-    evaluators = [
-        (lambda _scope, constant=_unescape(item): constant) if evaluate is None else evaluate
-        for item, evaluate in zip(items, built, strict=True)
-    ]
+    evaluators = [evaluate or _constant(_unescape(item)) for item, evaluate in zip(items, built, strict=True)]
     return lambda scope: [evaluate(scope) for evaluate in evaluators]
+
+
+def _constant(value: Json) -> Evaluate:
+    def evaluate(_scope: Scope, /) -> Json:
+        return value
+
+    return evaluate
 
 
 def _unescape(value: Json) -> Json:

@@ -196,6 +196,3 @@ def _unless_problems(
     problems: list[str] = []
     normal = normalise(lambda field, _rule: problems.append(field))
     return raw if normal is None or problems else normal
-
-
-

@@ -29,7 +29,9 @@ def read_struct(
                 complete = False
             continue
         before = len(values)
-        _read_field(raw[field.encode_name], field.type, path, report, lambda v, n=field.name: values.update({n: v}))
+        _read_field(
+            raw[field.encode_name], field.type, path, report, lambda v, n=field.name: values.update({n: v})
+        )
         complete = complete and len(values) > before
     return struct(**values) if complete else None
 

@@ -7,7 +7,8 @@ a string and so is ``2026-01-01``. Keys may not repeat, and there is no merge ke
 import json
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import yaml
@@ -32,6 +33,10 @@ def _unreadable(rule: str) -> Unreadable:
 
 # The C loader constructs the same values an order of magnitude faster, where it was built.
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _number(convert: Callable[[str], float], loader: Any, node: Any) -> float:
+    return convert(loader.construct_scalar(node))
 
 
 class _Loader(_BaseLoader):
@@ -62,8 +67,8 @@ for _tag, _pattern, _first in (
         [*_first.replace("\0", ""), *([""] if "\0" in _first else [])],
     )
 # Else 010 would be octal, and a float without a dot a string.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+for _tag, _convert in (("int", int), ("float", float)):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", partial(_number, _convert))
 
 
 def read_document(document: str | bytes | Mapping[str, Any]) -> dict[str, Json]:
@@ -101,7 +106,7 @@ def _load(text: str) -> Any:
         except json.JSONDecodeError:
             pass
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - built on the safe loader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _unreadable(" ".join(str(error).split())) from None
     except (ValueError, OverflowError) as error:

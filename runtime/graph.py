@@ -157,7 +157,9 @@ class _Compiler:
         self._check_reachable(ordered)
         self._check_exclusive()
         output, output_reads = self._output(report)
-        return None if fields is None or self._problems else self._build(fields, ordered, output, output_reads)
+        return (
+            None if fields is None or self._problems else self._build(fields, ordered, output, output_reads)
+        )
 
     def _report_of(self, node_id: str) -> Report:
         return lambda field, rule: self._problems.append((node_id, field, rule))
@@ -171,7 +173,9 @@ class _Compiler:
             node_id = document.get("id")
             if not isinstance(node_id, str):
                 # It has no name to report under, so its place in the list stands in.
-                read_node(document, lambda field, rule, i=index: self._report_of("")(f"nodes[{i}].{field}", rule))
+                read_node(
+                    document, lambda field, rule, i=index: self._report_of("")(f"nodes[{i}].{field}", rule)
+                )
             elif node_id in self._nodes:
                 self._report_of(node_id)("id", "this id stands twice")
             else:

@@ -28,7 +28,7 @@ def check_input(definition: FlowDefinition, value: Json) -> None:
     if not definition.inputs_text:
         return
     validator = _validator(definition.inputs_text)
-    document: Any = value
+    document = cast("dict[str, Json]", value)
     if validator.is_valid(document):
         return
     problems: list[tuple[str, str]] = []

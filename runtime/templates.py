@@ -17,8 +17,9 @@ from typing import Any, cast
 import jinja2
 import msgspec
 from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from runtime.plan import Scope
@@ -96,8 +97,9 @@ def _environment() -> _Environment:
     # A step's output must depend on nothing but its scope, else a replay could differ.
     del environment.globals["lipsum"]
     del environment.filters["random"]
-    environment.filters["tojson"] = _tojson
-    environment.filters[_COUNTED] = _counted
+    filters = cast("dict[str, Callable[..., Any]]", environment.filters)
+    filters["tojson"] = _tojson
+    filters[_COUNTED] = _counted
     return environment
 
 

@@ -29,7 +29,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the table of kinds.
 
     ``in_map``: it may stand inside ``each``; only kinds whose action the shell can perform for an item may.
-    ``without``: settings that are refused here, each with its rule. ``nested``: fields that hold a node of their own.
+    ``without``: settings that are refused here, each with its rule.
+    ``nested``: fields that hold a node of their own.
     """
 
     config: type[msgspec.Struct]

@@ -1,6 +1,6 @@
 """``sleep``: a durable timer; it holds nothing while it waits. The output is null."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +13,7 @@ from runtime.plan import Act, Scope, Wait
 
 SECONDS_MAX = 10 * 366 * 86_400
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

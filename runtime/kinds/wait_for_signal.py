@@ -20,9 +20,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 def bind(config: Config, binder: Binder) -> Act:
     if config.timeout_seconds is None and config.on_timeout != "fail":
         binder.problem("on_timeout", "needs timeout_seconds")
-    wait = Wait(
-        signal=config.signal, delay_seconds=config.timeout_seconds, on_timeout=config.on_timeout
-    )
+    wait = Wait(signal=config.signal, delay_seconds=config.timeout_seconds, on_timeout=config.on_timeout)
 
     def act(scope: Scope) -> Wait:
         return wait
