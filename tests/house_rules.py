@@ -230,7 +230,7 @@ _MACHINE_PATH = re.compile(
 )
 _REGISTRY_URL = re.compile(
     r"https?://\S*(?:pypi\.org|pythonhosted\.org|registry\.npmjs|/simple/)"
-    r"|--(?:extra-)?index-url[ =]|--find-links[ =]| @ file:"
+    r"|--(?:extra-)?index-url[ =]|--find-links[ =]| @[ ]file:"
 )
 
 

@@ -236,7 +236,7 @@ def test_a_name_that_only_contains_a_refused_word_is_not_a_finding() -> None:
         ("cd /ho", "me/alice/heliograph"),
         ("index = https://py", "pi.org/simple"),
         ("pip install --find", "-links x"),
-        ("heliograph @ file:", "///src"),
+        ("heliograph @ fi", "le:///src"),
     ],
 )
 def test_a_trace_of_one_machine_is_found(start: str, end: str) -> None:
