@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
-from runtime.ids import HostName, Micros, TenantId
+from projections.store import Reader, Row
+from runtime.ids import HostName, Micros
 from runtime.scheduling import wake_at
 from runtime.state import ExecutionState
 
@@ -124,8 +124,8 @@ UPSERT = (
 _encode = msgspec.json.Encoder().encode
 
 
-def row(state: ExecutionState, position: int) -> tuple[object, ...]:
-    """The row of ``state``, whose last event stands at ``position``; values in the order of ``ExecutionRow``."""
+def row(state: ExecutionState, position: int) -> Row:
+    """The values of ``ExecutionRow`` for ``state``, whose last event stands at ``position``."""
     error = state.error
     return (
         state.execution_id,
@@ -170,24 +170,9 @@ def _text(value: str) -> str:
     return value.replace("\x00", "\ufffd") if "\x00" in value else value
 
 
-class Reader(Protocol):
-    """Anything that answers SQL with ``?`` for parameters: the read store, or the log's recorder."""
-
-    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[object, ...]]: ...
-
-
-def _rows(found: list[tuple[object, ...]]) -> list[ExecutionRow]:
-    return [msgspec.convert(values, ExecutionRow) for values in _as_objects(found)]
-
-
-def _as_objects(found: list[tuple[object, ...]]) -> list[dict[str, object]]:
-    names = ExecutionRow.__struct_fields__
-    return [dict(zip(names, values, strict=True)) for values in found]
-
-
 def get(store: Reader, execution_id: str) -> ExecutionRow | None:
-    found = _rows(store.query(f"{_SELECT} WHERE execution_id = ?", (execution_id,)))
-    return found[0] if found else None
+    found = store.query(f"{_SELECT} WHERE execution_id = ?", (execution_id,))
+    return ExecutionRow(*found[0]) if found else None
 
 
 def open_executions(store: Reader, owner: HostName, after: str, limit: int) -> list[str]:
@@ -196,12 +181,12 @@ def open_executions(store: Reader, owner: HostName, after: str, limit: int) -> l
         " ORDER BY execution_id LIMIT ?",
         (owner, after, limit),
     )
-    return [str(values[0]) for values in found]
+    return [values[0] for values in found]
 
 
 def owners(store: Reader) -> dict[HostName, int]:
-    found = store.query("SELECT owner, COUNT(*) FROM executions WHERE ended_at IS NULL GROUP BY owner ORDER BY 1")
-    return {HostName(str(owner)): int(str(count)) for owner, count in found}
+    sql = "SELECT owner, COUNT(*) FROM executions WHERE ended_at IS NULL GROUP BY owner ORDER BY owner"
+    return {HostName(owner): count for owner, count in store.query(sql)}
 
 
 def due(store: Reader, owner: HostName, now: Micros, limit: int) -> list[str]:
@@ -210,20 +195,19 @@ def due(store: Reader, owner: HostName, now: Micros, limit: int) -> list[str]:
         " ORDER BY wake_at, execution_id LIMIT ?",
         (owner, now, limit),
     )
-    return [str(values[0]) for values in found]
+    return [values[0] for values in found]
 
 
 def next_wake(store: Reader, owner: HostName) -> Micros | None:
     found = store.query(
         "SELECT MIN(wake_at) FROM executions WHERE owner = ? AND wake_at IS NOT NULL", (owner,)
     )
-    earliest = found[0][0]
-    return None if earliest is None else Micros(int(str(earliest)))
+    return found[0][0]
 
 
-def count_unfinished(store: Reader, tenant: TenantId | str) -> int:
-    found = store.query("SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL", (tenant,))
-    return int(str(found[0][0]))
+def count_unfinished(store: Reader, tenant: str) -> int:
+    sql = "SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL"
+    return store.query(sql, (tenant,))[0][0]
 
 
 def get_many(store: Reader, ids: Sequence[str]) -> dict[str, ExecutionRow]:
@@ -235,8 +219,8 @@ def get_many(store: Reader, ids: Sequence[str]) -> dict[str, ExecutionRow]:
         size = 1 << (len(batch) - 1).bit_length()
         batch += [batch[-1]] * (size - len(batch))
         marks = ", ".join("?" * size)
-        for found in _rows(store.query(f"{_SELECT} WHERE execution_id IN ({marks})", batch)):
-            rows[found.execution_id] = found
+        for found in store.query(f"{_SELECT} WHERE execution_id IN ({marks})", batch):
+            rows[found[0]] = ExecutionRow(*found)
     return rows
 
 
@@ -291,7 +275,7 @@ def search(
     where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
     # One row more than asked for tells whether there is another page.
     sql = f"{_SELECT}{where} ORDER BY created_at DESC, execution_id DESC LIMIT ?"
-    found = _rows(store.query(sql, (*params, limit + 1)))
+    found = [ExecutionRow(*values) for values in store.query(sql, (*params, limit + 1))]
     page = found[:limit]
     after = Cursor(page[-1].created_at, page[-1].execution_id) if len(found) > limit else None
     return page, after

@@ -44,8 +44,7 @@ def stored_hash(topic: str, data: bytes) -> str:
 
 def previous_hash(data: bytes) -> str:
     """The ``prev`` a stored event carries."""
-    prev = msgspec.json.decode(data, type=_Link).prev
-    return prev
+    return msgspec.json.decode(data, type=_Link).prev
 
 
 def decode(topic: str, data: bytes) -> Event:

@@ -10,8 +10,8 @@ the next attempt finds the very bytes it wanted to write and reports them as its
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -80,6 +80,7 @@ class Append(msgspec.Struct):
     chain: Chain
 
 
+S = TypeVar("S")
 Outcome = tuple[Recorded, ...] | Conflict | InvariantViolated
 
 
@@ -241,6 +242,36 @@ class EventLog:
             else:
                 outcomes[staged.index] = lost[stream] = Conflict(stream, first)
         return left
+
+    def amend(
+        self,
+        originator_id: str,
+        evolve: Callable[[S | None, Event], S],
+        decide: Callable[[S | None], Sequence[Event]],
+    ) -> tuple[S | None, tuple[Recorded, ...]]:
+        """Load a small aggregate, decide, record; on a conflict load and decide again.
+
+        Returns the state after it and what was recorded (nothing when there was nothing to record).
+
+        Raises: whatever ``decide`` refuses with; Conflict after ``ROUNDS_MAX`` lost races.
+        """
+        lost: Conflict | None = None
+        for _ in range(ROUNDS_MAX):
+            state: S | None = None
+            history = self.read(originator_id)
+            for recorded in history:
+                state = evolve(state, recorded.event())
+            events = decide(state)
+            for event in events:
+                state = evolve(state, event)
+            chain = Chain(history[-1].hash() if history else "")
+            outcome = self.append([Append(originator_id, events, state, chain)])[0]
+            if isinstance(outcome, tuple):
+                return state, outcome
+            if isinstance(outcome, InvariantViolated):
+                raise outcome
+            lost = outcome
+        raise lost or Conflict(originator_id, 1)
 
     def read(self, originator_id: str, after_version: int = 0, limit: int | None = None) -> list[Recorded]:
         """Events of one stream in order; none for a stream that doesn't exist.

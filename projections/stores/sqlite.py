@@ -5,17 +5,19 @@ timeout); readers never wait (WAL). ``synchronous=FULL``: a commit is on the dis
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from eventsourcing import persistence
 from eventsourcing import sqlite as library
-from eventsourcing.persistence import StoredEvent
+from eventsourcing.persistence import StoredEvent, Tracking
+from eventsourcing.utils import Environment, EnvType
 
 from projections import execution_summary, inline
+from projections.stores import layout
 from runtime.event_log import Recorded
-from runtime.ids import HostName, Micros, Position
+from runtime.ids import HostName, Micros
 
 BUSY_SECONDS = 10
 """How long a statement waits for another process's write to end."""
@@ -25,6 +27,8 @@ CONNECTIONS_MAX = 8
 
 CACHE_KIB = 8_192
 MMAP_BYTES = 256 * 1024 * 1024
+
+_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 _ERRORS: tuple[tuple[type[sqlite3.Error], type[persistence.PersistenceError]], ...] = (
     (sqlite3.IntegrityError, persistence.IntegrityError),
@@ -49,7 +53,7 @@ class Connection(library.SQLiteConnection):
     """A connection whose transactions can't outlive a failure."""
 
     @contextmanager
-    def transaction(self, *, commit: bool) -> Iterator[library.SQLiteCursor]:
+    def transaction(self, *, commit: bool) -> Generator[library.SQLiteCursor]:
         """``commit``: takes the write lock at once, so that a read before the write can't go stale."""
         connection = self._sqlite_conn
         cursor = connection.cursor()
@@ -76,7 +80,7 @@ class Connection(library.SQLiteConnection):
             cursor = self._sqlite_conn.cursor()
             cursor.row_factory = None
             try:
-                return cursor.execute(sql, params).fetchall()  # type: ignore[arg-type]
+                return cursor.execute(sql, params).fetchall()
             finally:
                 cursor.close()
         except sqlite3.Error as error:
@@ -110,7 +114,35 @@ class ConnectionPool(library.SQLiteConnectionPool):
         return Connection(sqlite_conn=connection, max_age=self.max_age)
 
 
+class Writing:
+    """Statements of one writing transaction, in the dialect of ``projections.store``."""
+
+    def __init__(self, cursor: library.SQLiteCursor, tracking: library.SQLiteTrackingRecorder) -> None:
+        self._cursor = cursor
+        self._tracking = tracking
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        self._cursor.execute(sql, params)
+        return [tuple(found) for found in self._cursor.fetchall()]
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> None:
+        self._cursor.execute(sql, params)
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        self._cursor.executemany(sql, rows)
+
+    # The underscored methods are the library's seam for recorders that share a transaction.
+
+    def track(self, name: str, position: int) -> None:
+        self._tracking._insert_tracking(self._cursor, Tracking(name, position))  # pyright: ignore[reportPrivateUsage]
+
+    def create_tracking(self) -> None:
+        self._tracking._create_table(self._cursor)  # pyright: ignore[reportPrivateUsage]
+
+
 class Datastore(library.SQLiteDatastore):
+    dialect = "sqlite"
+
     def __init__(self, db_name: str, *, lock_timeout: int | None = None) -> None:
         super().__init__(db_name, lock_timeout=lock_timeout, originator_id_type="text")
         self.pool = ConnectionPool(
@@ -120,11 +152,21 @@ class Datastore(library.SQLiteDatastore):
             max_overflow=0,
             pool_timeout=float(BUSY_SECONDS),
         )
+        self.tracking = library.SQLiteTrackingRecorder(self)
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self.get_connection(commit=False) as connection:
             assert isinstance(connection, Connection)
             return connection.query(sql, params)
+
+    @contextmanager
+    def writing(self, *, exclusive: bool = False) -> Generator[Writing]:
+        """``exclusive`` changes nothing: a writing transaction excludes every other writer."""
+        with self.transaction(commit=True) as cursor:
+            yield Writing(cursor, self.tracking)
+
+    def tracked(self, name: str) -> int | None:
+        return self.tracking.max_tracking_id(name)
 
 
 class Recorder(library.SQLiteApplicationRecorder):
@@ -141,8 +183,19 @@ class Recorder(library.SQLiteApplicationRecorder):
             "notification_id INTEGER PRIMARY KEY, originator_id TEXT NOT NULL,"
             " originator_version INTEGER NOT NULL, topic TEXT NOT NULL, state BLOB NOT NULL,"
             " UNIQUE (originator_id, originator_version))",
-            *inline.create_statements(),
         ]
+
+    def create_table(self) -> None:
+        """Create what is missing, migrate what is older. Raises: Diverged for a log of a newer release."""
+        tables = {name for (name,) in self.query(_TABLES)}
+        if layout.META in tables and layout.is_current(self):
+            return
+        with self.datastore.writing() as writing:
+            # Again, now that no other process can be at it.
+            tables = {name for (name,) in writing.query(_TABLES)}
+            layout.prepare(writing, self.create_table_statements, tables)
+            if "tracking" not in tables:
+                writing.create_tracking()
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
         if not stored_events:
@@ -163,7 +216,7 @@ class Recorder(library.SQLiteApplicationRecorder):
         last: int = cursor.execute("SELECT last_insert_rowid()").fetchone()[0]
         positions = range(last - len(stored_events) + 1, last + 1)
         for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
-            cursor.executemany(statement, rows)  # type: ignore[arg-type]
+            cursor.executemany(statement, rows)
         return positions
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -205,11 +258,12 @@ class Recorder(library.SQLiteApplicationRecorder):
 class Factory(library.SQLiteFactory):
     application_recorder_class = Recorder
 
-    def __init__(self, env: persistence.Environment | persistence.EnvType | None) -> None:
+    def __init__(self, env: Environment | EnvType | None) -> None:
         super().__init__(env)
         self.datastore.close()
         self.datastore = self._datastore()
 
     def _datastore(self) -> Datastore:
         timeout = self.env.get(self.SQLITE_LOCK_TIMEOUT)
-        return Datastore(self.env.get(self.SQLITE_DBNAME) or "", lock_timeout=int(timeout) if timeout else None)
+        name = self.env.get(self.SQLITE_DBNAME) or ""
+        return Datastore(name, lock_timeout=int(timeout) if timeout else None)
