@@ -7,7 +7,7 @@ credentials file that a server on the embedded default keeps in its data directo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -78,6 +78,12 @@ class Server:
             "POST", path, params=_given(query), content=text, headers={"Content-Type": media_type}
         )
 
+    def start(self, flow: str, input_data: dict[str, Any], idempotency_key: str | None) -> dict[str, Any]:
+        """Start an execution by the executions contract (3.1)."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = {"input_data": input_data}
+        return self._ask("POST", f"/v1/executions/{_segment(flow)}/async", json=body, headers=headers)
+
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 
@@ -86,7 +92,7 @@ class Server:
         import httpx
 
         try:
-            return self._client.get("/health", timeout=CONNECT_SECONDS).status_code == httpx.codes.OK
+            return self._client.get("/health", timeout=CONNECT_SECONDS).is_success
         except httpx.HTTPError:
             return False
 
@@ -101,7 +107,7 @@ class Server:
             headers = {"Last-Event-ID": str(last)} if last else {}
             try:
                 with connect_sse(self._client, "GET", path, headers=headers, timeout=timeout) as source:
-                    if source.response.status_code != httpx.codes.OK:
+                    if not source.response.is_success:
                         source.response.read()
                         raise self._refusal(source.response)
                     for event in source.iter_sse():
@@ -211,6 +217,12 @@ def describe_rule(rule: Mapping[str, Any]) -> str:
     return f"{', '.join(places) or 'flow'}: {rule.get('rule', '')}"
 
 
+def _segment(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
 
@@ -222,7 +234,7 @@ def _pause(seconds: float) -> None:
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
+def waiting(text: str) -> Generator[None]:
     """Show ``text`` with a spinner while the block runs, once it has taken a second, on a terminal."""
     import sys
     import threading
@@ -245,7 +257,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def connected(url: str | None, api_key: str | None) -> Iterator[Server]:
+def connected(url: str | None, api_key: str | None) -> Generator[Server]:
     server = Server(target(url, api_key))
     try:
         yield server
