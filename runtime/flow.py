@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeParts(NamedTuple):
-    """A node, read. ``fields`` is None inside a map."""
+    """A node, read. ``fields`` is None inside a map, and when a problem was reported."""
 
     fields: NodeFields | None
     kind: Kind
@@ -137,7 +137,10 @@ def read_flow(document: Mapping[str, Json], report: Report) -> FlowFields | None
 
 
 def read_node(raw: Mapping[str, Json], report: Report, *, in_map: bool = False) -> NodeParts | None:
-    """The node's parts, or None after its problems were reported."""
+    """The node's parts, some of them defaults after their problems were reported.
+
+    None: without its configuration nothing more can be said about it.
+    """
     common = EachFields if in_map else NodeFields
     fields = read_struct(raw, common, report)
     name = raw.get("kind")
@@ -155,9 +158,10 @@ def read_node(raw: Mapping[str, Json], report: Report, *, in_map: bool = False) 
     report_unknown_keys(raw, known, report)
     config = read_struct(raw, kind.config, report)
     settings = read_struct({name: raw[name] for name in shared if name in raw}, Settings, report)
-    if fields is None or config is None or settings is None:
+    if config is None:
         return None
-    return NodeParts(fields if isinstance(fields, NodeFields) else None, kind, config, settings)
+    # With a problem elsewhere the texts of the configuration can still be checked.
+    return NodeParts(fields if isinstance(fields, NodeFields) else None, kind, config, settings or Settings())
 
 
 def _normal_flow(document: dict[str, Json]) -> dict[str, Json]:

@@ -3,6 +3,7 @@
 It covers shapes, for editors; what needs the graph (references, cycles) only ``compile_flow`` can tell.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -71,3 +72,8 @@ def _closed(schema: _Schema) -> _Schema:
     """Unknown keys are refused everywhere; docstrings of the code are not meant for its users."""
     schema = {key: value for key, value in schema.items() if key not in ("title", "description")}
     return schema | {"additionalProperties": False} if schema.get("type") == "object" else schema
+
+
+def schema_text() -> str:
+    """The content of ``docs/flow.schema.json``."""
+    return json.dumps(flow_json_schema(), indent=2) + "\n"

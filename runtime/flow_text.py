@@ -21,6 +21,7 @@ VALUES_MAX = 200_000
 """Values of a document after aliases are followed: an alias bomb meets this bound."""
 DEPTH_MAX = 64
 _INTEGER_MAX = 2**63
+_TOO_DEEP = f"a definition may be nested {DEPTH_MAX} levels deep at most"
 
 
 class Unreadable(InvalidGraph):
@@ -85,7 +86,7 @@ def read_document(document: str | bytes | Mapping[str, Any]) -> dict[str, Json]:
         loaded = _load(document) if isinstance(document, str) else document
         plain = _Plain().copy(loaded, "", 0)
     except RecursionError:
-        raise _unreadable("nested too deeply") from None
+        raise _unreadable(_TOO_DEEP) from None
     if not isinstance(plain, dict):
         raise _unreadable("a definition must be an object")
     return cast("dict[str, Json]", plain)
@@ -106,11 +107,24 @@ def _load(text: str) -> Any:
         except json.JSONDecodeError:
             pass
     try:
+        _check_depth(text)
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise _unreadable(" ".join(str(error).split())) from None
     except (ValueError, OverflowError) as error:
         raise _unreadable(str(error)) from None
+
+
+def _check_depth(text: str) -> None:
+    """Before anything is composed: the C loader recurses on its stack, and a deep text ends the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_MAX:
+                raise _unreadable(_TOO_DEEP)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +147,7 @@ class _Plain:
         if self._values_left < 0:
             raise _unreadable(f"a definition may have {VALUES_MAX} values at most, aliases followed")
         if depth > DEPTH_MAX:
-            raise _unreadable(f"a definition may be nested {DEPTH_MAX} levels deep at most")
+            raise _unreadable(_TOO_DEEP)
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
