@@ -67,6 +67,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the sandbox of an invocation that never became a run, as `pytest --markers`."""
+    sandbox = config.stash.get(_SANDBOX, None)
+    if sandbox is not None:
+        shutil.rmtree(sandbox.root, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def sandbox(pytestconfig: pytest.Config) -> Sandbox:
     """The run's short temporary folder; whatever a test creates in it, it removes."""

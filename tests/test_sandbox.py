@@ -101,6 +101,12 @@ def test_a_run_that_leaves_nothing_passes(tmp_path: Path) -> None:
     assert "1 passed" in run.stdout
 
 
+def test_an_invocation_that_runs_no_test_leaves_no_folder(sandbox: Sandbox) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--markers"]
+    subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True, timeout=RUN_SECONDS)
+    assert [path.name for path in sandbox.root.glob("hg-*")] == []
+
+
 @pytest.mark.postgres
 def test_each_test_gets_an_empty_postgres_database(postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as connection:
