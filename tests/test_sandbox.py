@@ -102,7 +102,7 @@ def test_a_run_that_leaves_nothing_passes(tmp_path: Path) -> None:
 
 
 def test_an_invocation_that_runs_no_test_leaves_no_folder(sandbox: Sandbox) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--markers"]
+    command = [sys.executable, "-m", "pytest", "--markers"]
     subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, check=True, timeout=RUN_SECONDS)
     assert [path.name for path in sandbox.root.glob("hg-*")] == []
 
