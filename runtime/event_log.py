@@ -10,8 +10,8 @@ the next attempt finds the very bytes it wanted to write and reports them as its
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -80,7 +80,6 @@ class Append(msgspec.Struct):
     chain: Chain
 
 
-S = TypeVar("S")
 Outcome = tuple[Recorded, ...] | Conflict | InvariantViolated
 
 
@@ -91,7 +90,8 @@ class LogRecorder(Protocol):
     def select_recorded(self, originator_id: str, gt: int, limit: int) -> list[Recorded]: ...
     def select_feed(self, after: int, limit: int, topics: Sequence[str]) -> list[Recorded]: ...
     def max_notification_id(self) -> int | None: ...
-    def open_executions(self, owner: HostName, after: str, limit: int) -> list[str]: ...
+    def open_executions(self, owner: HostName, after: str, limit: int, *, waiting: bool) -> list[str]: ...
+    def owner_of(self, execution_id: str) -> HostName | None: ...
     def owners(self) -> dict[HostName, int]: ...
     def due(self, owner: HostName, now: Micros, limit: int) -> list[str]: ...
     def next_wake(self, owner: HostName) -> Micros | None: ...
@@ -243,36 +243,6 @@ class EventLog:
                 outcomes[staged.index] = lost[stream] = Conflict(stream, first)
         return left
 
-    def amend(
-        self,
-        originator_id: str,
-        evolve: Callable[[S | None, Event], S],
-        decide: Callable[[S | None], Sequence[Event]],
-    ) -> tuple[S | None, tuple[Recorded, ...]]:
-        """Load a small aggregate, decide, record; on a conflict load and decide again.
-
-        Returns the state after it and what was recorded (nothing when there was nothing to record).
-
-        Raises: whatever ``decide`` refuses with; Conflict after ``ROUNDS_MAX`` lost races.
-        """
-        lost: Conflict | None = None
-        for _ in range(ROUNDS_MAX):
-            state: S | None = None
-            history = self.read(originator_id)
-            for recorded in history:
-                state = evolve(state, recorded.event())
-            events = decide(state)
-            for event in events:
-                state = evolve(state, event)
-            chain = Chain(history[-1].hash() if history else "")
-            outcome = self.append([Append(originator_id, events, state, chain)])[0]
-            if isinstance(outcome, tuple):
-                return state, outcome
-            if isinstance(outcome, InvariantViolated):
-                raise outcome
-            lost = outcome
-        raise lost or Conflict(originator_id, 1)
-
     def read(self, originator_id: str, after_version: int = 0, limit: int | None = None) -> list[Recorded]:
         """Events of one stream in order; none for a stream that doesn't exist.
 
@@ -303,9 +273,18 @@ class EventLog:
         """Position of the newest event, 0 for an empty log."""
         return Position(self._call(self.recorder.max_notification_id) or 0)
 
-    def open_executions(self, owner: HostName, after: str = "", limit: int = 1000) -> list[str]:
-        """Ids of the owner's executions without a terminal event, in order, behind ``after``."""
-        return self._call(self.recorder.open_executions, owner, after, limit)
+    def open_executions(
+        self, owner: HostName, after: str = "", limit: int = 1000, *, waiting: bool = True
+    ) -> list[str]:
+        """Ids of the owner's executions without a terminal event, in order, behind ``after``.
+
+        Without ``waiting`` only those that have something to do without a timer or a message.
+        """
+        return self._call(self.recorder.open_executions, owner, after, limit, waiting=waiting)
+
+    def owner_of(self, execution_id: str) -> HostName | None:
+        """The host that holds the execution; None for one that doesn't exist."""
+        return self._call(self.recorder.owner_of, execution_id)
 
     def owners(self) -> dict[HostName, int]:
         """How many executions without a terminal event each host holds."""

@@ -107,6 +107,8 @@ ROOMS: Mapping[str, Room] = {
             "runtime.event_log": frozenset(
                 {"eventsourcing.application", "eventsourcing.persistence", "tenacity"}
             ),
+            # The blob store's files: fsspec for all of them, and what makes a local one durable.
+            "runtime.blob_store": frozenset({"fsspec", "os"}),
             # Values and types only.
             "runtime": frozenset({"pathlib.PurePath", "pathlib.PurePosixPath", "uuid.UUID"}),
         },
