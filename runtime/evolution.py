@@ -90,7 +90,14 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
             resumed = replace(state, version=version, updated_at=at, paused=False)
             return replace(resumed, status=_open_status(resumed))
         case events.CancellationRequested():
-            return replace(state, version=version, updated_at=at, cancel_requested_at=at, status="cancelling")
+            return replace(
+                state,
+                version=version,
+                updated_at=at,
+                cancel_requested_at=at,
+                cancel_cause=event.cause,
+                status="cancelling",
+            )
         case events.SignalReceived():
             received = ReceivedSignal(event.signal_id, event.name, event.payload)
             return replace(

@@ -183,6 +183,8 @@ def _change_status(draft: _Draft, command: Command) -> None:
 
 def _request_cancel(draft: _Draft, command: commands.RequestCancel) -> None:
     state = draft.state
+    if command.cause and command.cause == state.cancel_cause:
+        return  # the very request that was accepted, sent again because its answer was lost
     if state.is_closed:
         raise InvalidTransition(f"the execution is already {state.status}")
     if state.cancel_requested_at is not None:

@@ -1,11 +1,13 @@
 """What an execution may do next. Pure: returns decisions, the shells carry them out."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from runtime.ids import Micros, NodeId
 from runtime.plan import Plan
 from runtime.state import ExecutionState, NodeState
+
+SkipReason = Literal["condition", "branch", "predecessors"]
 
 _DONE = ("completed", "skipped")
 
@@ -14,7 +16,7 @@ class Due(NamedTuple):
     """Nodes in graph order: ``start`` may start now, ``skip`` never will (with the reason)."""
 
     start: tuple[NodeId, ...]
-    skip: tuple[tuple[NodeId, str], ...]
+    skip: tuple[tuple[NodeId, SkipReason], ...]
 
 
 NOTHING = Due((), ())
@@ -42,7 +44,7 @@ def due_nodes(
     if not is_open_for_nodes(state):
         return NOTHING
     start: list[NodeId] = []
-    skip: list[tuple[NodeId, str]] = []
+    skip: list[tuple[NodeId, SkipReason]] = []
     for node_id in plan.steps if among is None else among:
         node = state.nodes.get(node_id)
         if node is not None:

@@ -104,6 +104,7 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
     retry_count: int = 0
     paused: bool = False
     cancel_requested_at: int | None = None
+    cancel_cause: str = ""
     signals: tuple[ReceivedSignal, ...] = ()
     signal_ids: frozenset[str] = frozenset()
     output: Json = None

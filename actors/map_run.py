@@ -1,0 +1,166 @@
+"""Runs a map node: many items, few in flight, results in batches.
+
+Finished items are recorded in batches (``NodeProgressed``), so a wide map costs the log one event for
+about a hundred items, and a crash repeats only items that were not recorded. Results keep the order of
+the items. Retries of one item are not recorded one by one; its last outcome is.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from actors.execution_actor import ExecutionActor, step_error
+from actors.performer import Attempt, Performer
+from actors.step_call import StepOutcome
+from runtime.events import ItemOutcome, Json, StepError
+from runtime.ids import SECOND, Micros
+from runtime.plan import MapOver, Output, Step
+
+PROGRESS_ITEMS_MAX = 100
+PROGRESS_SECONDS_MAX = 0.25
+"""A batch of finished items is recorded when it is this large or its first item this old."""
+
+INLINE_ITEMS_TURN = 50
+"""Pure items computed before other executions of the host get their turn."""
+
+
+class MapRun:
+    """One attempt of one map node."""
+
+    def __init__(
+        self,
+        actor: ExecutionActor,
+        performer: Performer,
+        step: Step,
+        attempt: int,
+        action: MapOver,
+    ) -> None:
+        self._actor = actor
+        self._performer = performer
+        self._step = step
+        self._attempt = attempt
+        self._action = action
+        self._scope = actor.scope(step, attempt)
+        recorded = actor.state.nodes[step.node_id].outcomes
+        keep = action.on_error == "keep"
+        self._outcomes: dict[int, ItemOutcome] = {
+            index: outcome for index, outcome in recorded.items() if keep or outcome.error is None
+        }
+        self._unrecorded: list[ItemOutcome] = []
+        self._record_timer: asyncio.TimerHandle | None = None
+        self._failure: StepError | None = None
+
+    async def run(self) -> StepOutcome:
+        """The node's outcome, all items done. Raises: CancelledError only."""
+        todo = iter([i for i in range(len(self._action.items)) if i not in self._outcomes])
+        lanes = max(1, min(self._action.concurrency, len(self._action.items)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(lanes):
+                    group.create_task(self._lane(todo))
+        finally:
+            self._record()
+        if self._failure is not None:
+            return StepOutcome(error=self._failure, started=True)
+        return StepOutcome(output=await self._output(), started=True)
+
+    async def _lane(self, todo: Iterator[int]) -> None:
+        for done, index in enumerate(todo, start=1):
+            if self._failure is not None:
+                return
+            outcome = await self._item(index)
+            self._outcomes[index] = outcome
+            self._note(outcome)
+            if outcome.error is not None and self._action.on_error == "fail":
+                self._failure = msgspec.structs.replace(
+                    outcome.error, message=f"item {index}: {outcome.error.message}"
+                )
+                return
+            if done % INLINE_ITEMS_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _item(self, index: int) -> ItemOutcome:
+        """The last outcome of an item, its own retries included."""
+        each = self._action.each
+        tries = 0
+        while True:
+            tries += 1
+            outcome = await self._try(index, tries)
+            if outcome.error is None:
+                return ItemOutcome(index=index, output=outcome.output, output_ref=outcome.output_ref)
+            now = Micros(0)
+            retry_at = each.retry.retry_at(now, tries, outcome.error.type, self._actor.draw())
+            if retry_at is None:
+                return ItemOutcome(index=index, error=outcome.error)
+            await asyncio.sleep(retry_at / SECOND)
+
+    async def _try(self, index: int, tries: int) -> StepOutcome:
+        each = self._action.each
+        key = f"{self._actor.idempotency_key(self._step.node_id, self._attempt)}:{index}:{tries}"
+        scope = {
+            **self._scope,
+            "item": self._action.items[index],
+            "index": index,
+            "execution": {**self._scope["execution"], "key": key, "attempt": tries},
+        }
+        try:
+            action = each.act(scope)
+        except Exception as error:  # noqa: BLE001 - templates and expressions may raise anything
+            return StepOutcome(error=step_error(error))
+        if isinstance(action, Output):
+            return StepOutcome(output=action.value)
+        attempt = Attempt(
+            execution_id=self._actor.state.execution_id,
+            node_id=self._step.node_id,
+            attempt=self._attempt,
+            key=key,
+            timeout_seconds=each.timeout_seconds,
+            resources=each.resources,
+            files=self._actor.state.files,
+            index=index,
+        )
+        outcome = await self._performer.perform(action, attempt)
+        if outcome.error is None and outcome.output_ref is None:
+            ref = await self._performer.store_if_large(outcome.output)
+            if ref is not None:
+                return msgspec.structs.replace(outcome, output=None, output_ref=ref)
+        return outcome
+
+    def _note(self, outcome: ItemOutcome) -> None:
+        self._unrecorded.append(outcome)
+        if len(self._unrecorded) >= PROGRESS_ITEMS_MAX:
+            self._record()
+        elif self._record_timer is None:
+            loop = asyncio.get_running_loop()
+            self._record_timer = loop.call_later(PROGRESS_SECONDS_MAX, self._record)
+
+    def _record(self) -> None:
+        if self._record_timer is not None:
+            self._record_timer.cancel()
+            self._record_timer = None
+        if self._unrecorded:
+            items = tuple(self._unrecorded)
+            self._unrecorded.clear()
+            total = len(self._action.items)
+            self._actor.record_progress(self._step.node_id, self._attempt, total, items)
+
+    async def _output(self) -> Json:
+        results: list[Json] = []
+        errors: list[dict[str, Any]] = []
+        for index in range(len(self._action.items)):
+            outcome = self._outcomes[index]
+            if outcome.error is not None:
+                results.append(None)
+                errors.append(
+                    {
+                        "index": index,
+                        "error": {"type": outcome.error.type, "message": outcome.error.message},
+                    }
+                )
+            elif outcome.output_ref is not None:
+                results.append(await self._performer.load(outcome.output_ref))
+            else:
+                results.append(outcome.output)
+        return {"results": results, "errors": errors}

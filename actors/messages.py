@@ -1,0 +1,128 @@
+"""What travels between a gateway and a host, as msgpack bytes in batches.
+
+One Ray call costs about a millisecond of CPU, so a call carries everything that waited while the one
+before was in flight. Refusals are reply values, never exceptions: they cost nothing and can't stumble
+over pickling.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from runtime import commands
+from runtime.errors import (
+    AlreadyExists,
+    Conflict,
+    DomainError,
+    InvalidTransition,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from runtime.event_log import Recorded
+
+ExternalCommand = commands.RequestCancel | commands.Signal | commands.Pause | commands.Resume
+"""What may be sent to a running execution from outside."""
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Answered once ``Queued`` is durable. An id that exists already is answered like a new one."""
+
+    command: commands.StartExecution
+
+
+class Send(msgspec.Struct, frozen=True, tag=True):
+    execution_id: str
+    command: ExternalCommand
+
+
+class Watch(msgspec.Struct, frozen=True, tag=True):
+    """Put these executions on the feed of ``gateway_id`` until they end or ``Unwatch``."""
+
+    gateway_id: str
+    execution_ids: tuple[str, ...]
+
+
+class Unwatch(msgspec.Struct, frozen=True, tag=True):
+    gateway_id: str
+    execution_ids: tuple[str, ...]
+
+
+class Adopt(msgspec.Struct, frozen=True, tag=True):
+    """Take over every open execution of ``owner``, a host that does not come back."""
+
+    owner: str
+
+
+Message = Start | Send | Watch | Unwatch | Adopt
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """Done and durable. ``previous_status`` is the status before the command."""
+
+    previous_status: str = ""
+    version: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True, tag=True):
+    """``branch`` names the class of the error tree; ``args`` rebuild it."""
+
+    branch: str
+    args: tuple[Any, ...] = ()
+
+
+Answer = Reply | Refusal
+
+
+class Delta(msgspec.Struct, frozen=True, tag=True):
+    """A piece of text a node is producing: ephemeral, never in the log."""
+
+    execution_id: str
+    node_id: str
+    text: str
+
+
+class FeedBatch(msgspec.Struct, frozen=True):
+    """What happened to watched executions since the last poll, in order.
+
+    ``lagged``: something was dropped at the bound; readers fall back to the log. ``incarnation`` names
+    the host process: when it changes, all watches are gone.
+    """
+
+    incarnation: str
+    items: tuple[Recorded | Delta, ...] = ()
+    lagged: bool = False
+
+
+class HostStatus(msgspec.Struct, frozen=True):
+    """``state``: recovering until the open executions of a former life were taken over."""
+
+    incarnation: str
+    state: Literal["recovering", "running"]
+    in_memory: int
+    queued: int
+    admitted: int
+
+
+_REFUSALS: dict[str, type[DomainError]] = {
+    cls.__name__: cls
+    for cls in (AlreadyExists, Conflict, InvalidTransition, NotFound, Overloaded, Unavailable)
+}
+
+
+def refusal_of(error: DomainError) -> Refusal:
+    branch = type(error).__name__
+    if branch not in _REFUSALS:
+        return Refusal("Unavailable", (str(error),))
+    return Refusal(branch, tuple(error.args))
+
+
+def error_of(refusal: Refusal) -> DomainError:
+    return _REFUSALS[refusal.branch](*refusal.args)
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_messages = msgspec.msgpack.Decoder(tuple[Message, ...]).decode
+decode_answers = msgspec.msgpack.Decoder(tuple[Answer, ...]).decode
+decode_feed = msgspec.msgpack.Decoder(FeedBatch).decode
+decode_status = msgspec.msgpack.Decoder(HostStatus).decode

@@ -1,0 +1,196 @@
+"""Carries out what a step asks for and says how it ended: the effects of pooled nodes.
+
+Fault of the step (user code, a refused connection, a missing file) is an outcome; only cancellation is
+raised. Each effect is bounded: time by the step's timeout, size by the constants below.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any, assert_never
+
+import httpx
+import msgspec
+from runtime.blob_store import BlobStore
+
+from actors.step_call import StepCall, StepOutcome
+from actors.worker_pool import WorkerPool
+from runtime.errors import DomainError
+from runtime.events import BlobRef, FileDescriptor, Json, StepError
+from runtime.ids import ExecutionId, NodeId
+from runtime.plan import (
+    Action,
+    CallFunction,
+    HttpRequest,
+    MapOver,
+    Output,
+    ReadText,
+    Resources,
+    StartChild,
+    Wait,
+)
+
+HTTP_TIMEOUT_SECONDS = 60.0
+"""For an http_request node without a timeout of its own."""
+
+HTTP_BODY_BYTES_MAX = 8 * 1024 * 1024
+TEXT_BYTES_MAX = 64 * 1024 * 1024
+"""A larger file or answer fails the step and says so."""
+
+OUTPUT_BYTES_MAX = 32 * 1024
+"""Claim check: larger outputs go to the blob store (DESIGN 3)."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose effect it is. ``key``: the stable idempotency key; ``index``: item of a map."""
+
+    execution_id: str
+    node_id: NodeId
+    attempt: int
+    key: str
+    timeout_seconds: float | None
+    resources: Resources | None
+    files: tuple[FileDescriptor, ...] = ()
+    index: int | None = None
+
+
+class Performer:
+    """One host's hands: its worker pool, its HTTP client, its blob store."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        blobs: BlobStore,
+        http: "HttpClientFactory",
+        files_root: Path | None,
+        where: str,
+    ) -> None:
+        self._pool = pool
+        self._blobs = blobs
+        self._http_factory = http
+        self._http: httpx.AsyncClient | None = None
+        self._files_root = files_root
+        self._where = where
+
+    async def perform(self, action: Action, attempt: Attempt) -> StepOutcome:
+        """How ``action`` ended. Raises: CancelledError only."""
+        try:
+            return await self._perform(action, attempt)
+        except TimeoutError:
+            message = f"the attempt took longer than its {attempt.timeout_seconds:g} s"
+            return self._failed(StepError(type="TimeoutError", message=message))
+        except httpx.HTTPError as error:
+            message = str(error) or type(error).__name__
+            return self._failed(StepError(type=type(error).__name__, message=message[:2_000]))
+        except (DomainError, OSError, ValueError) as error:
+            return self._failed(StepError(type=type(error).__name__, message=str(error)[:2_000]))
+
+    async def _perform(self, action: Action, attempt: Attempt) -> StepOutcome:
+        match action:
+            case CallFunction():
+                return await self._pool.run(
+                    StepCall(
+                        execution_id=ExecutionId(attempt.execution_id),
+                        node_id=attempt.node_id,
+                        attempt=attempt.attempt,
+                        key=attempt.key,
+                        function=action.function,
+                        arguments=action.arguments,
+                        index=attempt.index,
+                        timeout_seconds=attempt.timeout_seconds,
+                        resources=attempt.resources,
+                        files=attempt.files,
+                    )
+                )
+            case HttpRequest():
+                async with asyncio.timeout(attempt.timeout_seconds or HTTP_TIMEOUT_SECONDS):
+                    return await self._request(action, attempt)
+            case ReadText():
+                async with asyncio.timeout(attempt.timeout_seconds):
+                    text = await asyncio.to_thread(self._read_text, action, attempt)
+                return StepOutcome(output=text, where=self._where, started=True)
+            case Output():
+                return StepOutcome(output=action.value, where=self._where, started=True)
+            case Wait() | StartChild() | MapOver():
+                error = StepError(type="InvalidAction", message="this kind can't stand inside a map")
+                return self._failed(error)
+            case _:
+                assert_never(action)
+
+    def _failed(self, error: StepError) -> StepOutcome:
+        return StepOutcome(error=error, where=self._where, started=True)
+
+    async def _request(self, request: HttpRequest, attempt: Attempt) -> StepOutcome:
+        if self._http is None:
+            self._http = self._http_factory()
+        headers = {"Idempotency-Key": attempt.key, **request.headers}
+        content = request.body if request.json is None else msgspec.json.encode(request.json)
+        if request.json is not None:
+            headers.setdefault("Content-Type", "application/json")
+        body = bytearray()
+        async with self._http.stream(
+            request.method, request.url, params=request.query or None, headers=headers, content=content
+        ) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > HTTP_BODY_BYTES_MAX:
+                    raise ValueError(f"the answer is larger than {HTTP_BODY_BYTES_MAX} bytes")
+        output = {
+            "status": response.status_code,
+            "headers": dict(response.headers),
+            "body": _decoded(bytes(body), response),
+        }
+        if request.fail_on_status and response.status_code >= 400:
+            message = f"{request.method} {request.url} answered {response.status_code}"
+            return self._failed(StepError(type="HTTPStatusError", message=message[:2_000]))
+        return StepOutcome(output=output, where=self._where, started=True)
+
+    def _read_text(self, action: ReadText, attempt: Attempt) -> str:
+        for file in attempt.files:
+            if file.uri == action.uri:
+                ref = BlobRef(sha256=file.sha256, size=file.size, media_type=file.content_type)
+                return self._blobs.get_bytes(ref).decode(action.encoding)
+        if action.uri.startswith("artifact://"):
+            raise FileNotFoundError(f"{action.uri} is not a file of this execution")
+        if self._files_root is None:
+            raise PermissionError("reading files is off: set HELIOGRAPH_FILES_ROOT to allow a folder")
+        path = (self._files_root / action.uri).resolve()
+        if not path.is_relative_to(self._files_root):
+            raise PermissionError(f"{action.uri} lies outside of the files root")
+        if path.stat().st_size > TEXT_BYTES_MAX:
+            raise ValueError(f"{action.uri} is larger than {TEXT_BYTES_MAX} bytes")
+        return path.read_text(action.encoding)
+
+    async def load(self, ref: BlobRef) -> Json:
+        """The JSON value behind a claim check."""
+        return msgspec.json.decode(await asyncio.to_thread(self._blobs.get_bytes, ref))
+
+    async def store_if_large(self, value: Json) -> BlobRef | None:
+        """Where ``value`` was put, or None when it is small enough to stand in an event."""
+        data = msgspec.json.encode(value)
+        if len(data) <= OUTPUT_BYTES_MAX:
+            return None
+        return await asyncio.to_thread(self._blobs.put_bytes, data)
+
+    async def close(self) -> None:
+        await self._pool.close()
+        if self._http is not None:
+            await self._http.aclose()
+
+
+class HttpClientFactory:
+    """Makes the client of http_request nodes on first use: most hosts never need one."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    def __call__(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(follow_redirects=False, **self._options)
+
+
+def _decoded(body: bytes, response: httpx.Response) -> Json:
+    if "json" in response.headers.get("content-type", ""):
+        try:
+            return msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return body.decode(errors="replace")
+    return body.decode(response.encoding or "utf-8", errors="replace")
