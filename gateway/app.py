@@ -1,0 +1,181 @@
+"""Where the parts are put together. Nothing else opens anything; importing this opens nothing.
+
+`create_app(settings)` gives the ASGI application. Its lifespan opens the log, the read store and the
+blobs, then starts Ray and the hosts in a thread: `/health` answers meanwhile, and a request that needs the
+hosts gets 503 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from gateway import health, openapi, telemetry
+from gateway.catalogue import Catalogue
+from gateway.chassis import Chassis
+from gateway.context import Executions, Gateway, now
+from gateway.dialects import DIALECTS
+from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
+from gateway.idempotency import Idempotency
+from gateway.keys import Keys, NewKey
+from gateway.limits import Limits
+from gateway.metrics import Metrics
+from gateway.reads import Reads
+from gateway.routes import Dialect
+from gateway.settings import Settings
+from projections.store import ReadStore
+from runtime.blob_store import BlobStore
+from runtime.event_log import EventLog, store_env
+
+log = structlog.get_logger("gateway.app")
+
+Connect = Callable[[Gateway], Executions]
+"""Starts Ray and the hosts, or finds them, and returns the way to them. Blocks; called in a thread."""
+
+_ALLOWED_HEADERS = ("X-API-Key", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
+_SHOWN_HEADERS = (
+    "X-Correlation-Id",
+    "Location",
+    "Retry-After",
+    "Idempotency-Replayed",
+    "X-Ability-Request-Id",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "RateLimit-Policy",
+)
+
+
+def connect_ray(gateway: Gateway) -> Executions:
+    """The hosts of `settings.ray_address`, or of a Ray started here."""
+    from actors.supervision import connect
+
+    return connect(gateway.settings, gateway.log, gateway.blobs)
+
+
+class GatewayApp(FastAPI):
+    """FastAPI with the chassis in place of its stack of middleware.
+
+    Contracts are routed by the chassis; FastAPI routes of this application work as usual behind it.
+    """
+
+    def __init__(
+        self, settings: Settings, dialects: tuple[Dialect, ...], metrics: Metrics, **extra: Any
+    ) -> None:
+        super().__init__(title="Heliograph", version=_version(), redirect_slashes=False, **extra)
+        self.settings = settings
+        self.dialects = dialects
+        self.metrics = metrics
+
+    def build_middleware_stack(self) -> ASGIApp:
+        # FastAPI's routes need this one layer of its usual stack; the chassis does what the others would.
+        inner = AsyncExitStackMiddleware(self.router)
+        chassis = Chassis(inner, self.state, self.dialects, self.metrics, self.settings.log_requests)
+        stack: ASGIApp = telemetry.traced(chassis, os.environ)
+        origins = self.settings.cors_origins
+        if not origins:
+            return stack
+        return CORSMiddleware(
+            stack,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=_SHOWN_HEADERS,
+            max_age=600,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.document(self.dialects, self.version)
+        return self.openapi_schema
+
+
+def create_app(
+    settings: Settings,
+    *,
+    connect: Connect = connect_ray,
+    on_open: Callable[[Gateway, NewKey | None], None] | None = None,
+    on_ready: Callable[[Gateway], None] | None = None,
+) -> GatewayApp:
+    """The whole gateway. ``on_open`` gets the first key when one was made; ``on_ready``: hosts are up."""
+    metrics = Metrics()
+    dialects = (health.dialect(settings), *(build(settings) for build in DIALECTS))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        gateway, first_key = await asyncio.to_thread(_open, settings, metrics)
+        app.state.gateway = gateway
+        if on_open is not None:
+            on_open(gateway, first_key)
+        tasks = [
+            asyncio.create_task(_connect(gateway, connect, on_ready)),
+            asyncio.create_task(gateway.idempotency.purge_regularly()),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if gateway.client is not None:
+                await gateway.client.close()
+            await asyncio.to_thread(_close, gateway)
+
+    return GatewayApp(settings, dialects, metrics, lifespan=lifespan)
+
+
+def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]:
+    if not settings.store or not settings.blobs:
+        os.makedirs(settings.data_dir, exist_ok=True)
+    event_log = EventLog.open(store_env(settings.store_url))
+    store = ReadStore.over(event_log)
+    for statement in CREATE_IDEMPOTENCY:
+        store.execute(statement)
+    keys = Keys(event_log, store)
+    first_key = keys.ensure_first(now())
+    gateway = Gateway(
+        settings=settings,
+        log=event_log,
+        store=store,
+        blobs=BlobStore(settings.blobs_url),
+        catalogue=Catalogue(event_log, store),
+        keys=keys,
+        limits=Limits(settings, store, metrics),
+        idempotency=Idempotency(store, settings.idempotency_hours),
+        reads=Reads(store),
+        metrics=metrics,
+    )
+    return gateway, first_key
+
+
+async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gateway], None] | None) -> None:
+    try:
+        gateway.client = await asyncio.to_thread(connect, gateway)
+    except Exception as error:
+        gateway.startup_fault = f"failed: {error or type(error).__name__}"
+        log.exception("runtime_start_failed")
+        return
+    if on_ready is not None:
+        on_ready(gateway)
+
+
+def _close(gateway: Gateway) -> None:
+    with suppress(Exception):
+        gateway.log.close()
+
+
+def _version() -> str:
+    try:
+        return version("heliograph")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"

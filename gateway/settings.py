@@ -1,0 +1,153 @@
+"""What an operator may set: `HELIOGRAPH_*` in the environment, parsed once, faults named by key and value.
+
+Every field of `Settings` is one setting; its key is `HELIOGRAPH_` and the field's name in capitals. The
+text beside each field is its documentation (`describe` prints it, the README repeats it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+PREFIX = "HELIOGRAPH_"
+
+MIB = 1024 * 1024
+
+
+class SettingFault(ValueError):
+    """One setting can't be used: its key, the value given, and the rule."""
+
+    def __init__(self, key: str, value: str, rule: str) -> None:
+        super().__init__(f"{key}={value!r}: {rule}")
+        self.key = key
+        self.value = value
+        self.rule = rule
+
+
+def _setting(default: Any, doc: str, *, least: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"doc": doc, "least": least, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8080, "port to listen on; 0 takes a free one", least=0)
+    data_dir: str = _setting("heliograph-data", "folder of the embedded store and blobs")
+    store: str = _setting("", "event store: sqlite:///path, postgresql://..., memory://; empty: in data_dir")
+    blobs: str = _setting("", "blob store as an fsspec URL; empty: a folder in data_dir")
+    ray_address: str = _setting("", "a running Ray cluster; empty: Ray is started here")
+    public_base_url: str = _setting(
+        "", "scheme and host that URLs in answers begin with; empty: the request's"
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (), "addresses whose X-Forwarded-* headers count, comma-separated"
+    )
+    cors_origins: tuple[str, ...] = _setting((), "origins browsers may call from, comma-separated; * = any")
+    retention_seconds: float | None = _setting(
+        None, "how long a finished execution stays visible; empty: for good", least=0
+    )
+
+    body_bytes_max: int = _setting(MIB, "size of a JSON body", least=1)
+    upload_files_max: int = _setting(10, "files of one request", least=0)
+    upload_file_bytes_max: int = _setting(25 * MIB, "size of one uploaded file", least=1)
+    upload_bytes_max: int = _setting(100 * MIB, "size of all files of one request", least=1)
+    streams_max: int = _setting(5_000, "open event streams of this process; beyond: 503", least=1)
+    starts_max: int = _setting(
+        2_000, "start requests of this process waiting for their commit; beyond: 503", least=1
+    )
+    requests_per_minute: int = _setting(600, "default of a new key: requests in 60 s", least=1)
+    open_streams_max: int = _setting(50, "default of a new key: open event streams", least=1)
+    unfinished_executions_max: int = _setting(
+        1_000, "default of a new key: unfinished executions of its tenant", least=1
+    )
+    running_max: int = _setting(1_000, "executions one host runs at a time; the others stay queued", least=1)
+    queued_max: int = _setting(100_000, "executions that may wait in one host's queue; beyond: 503", least=1)
+
+    keep_alive_seconds: float = _setting(15.0, "interval of the keep-alive comments of a stream", least=0.01)
+    send_timeout_seconds: float = _setting(
+        30.0, "a stream's reader that takes nothing for so long is cut off", least=0.01
+    )
+    shutdown_seconds: float = _setting(
+        10.0, "what open requests get to end in when the server stops", least=0
+    )
+    idempotency_hours: float = _setting(24.0, "how long an Idempotency-Key is remembered", least=0.001)
+
+    ability_auth_failure_status: int = _setting(401, "status of a bad key under /api/ability: 401 or 403")
+    callback_allow: tuple[str, ...] = _setting(
+        (), "networks or hosts callbacks may reach though private, comma-separated"
+    )
+    callback_secret: str = _setting("", "secret that signs callbacks; empty: one is made in data_dir")
+
+    log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("json", "one JSON object a line, or text", choices=("json", "text"))
+    log_requests: bool = _setting(False, "log every request, not only those that failed here")
+
+    @property
+    def store_url(self) -> str:
+        return self.store or f"sqlite:///{Path(self.data_dir).absolute() / 'heliograph.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs or str(Path(self.data_dir).absolute() / "blobs")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Settings from `HELIOGRAPH_*`; a key that is absent or empty keeps its default.
+
+        Raises: SettingFault.
+        """
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for each in dataclasses.fields(cls):
+            key = PREFIX + each.name.upper()
+            text = env.get(key, "").strip()
+            if text:
+                values[each.name] = _parse(key, text, hints[each.name], each.metadata)
+        settings = cls(**values)
+        if settings.ability_auth_failure_status not in (401, 403):
+            raise SettingFault(
+                f"{PREFIX}ABILITY_AUTH_FAILURE_STATUS",
+                str(settings.ability_auth_failure_status),
+                "401 or 403",
+            )
+        return settings
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Key, default and meaning of every setting, in order."""
+    rows: list[tuple[str, str, str]] = []
+    for each in dataclasses.fields(Settings):
+        default = each.default
+        if isinstance(default, tuple) or default is None:
+            shown = ""
+        else:
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+        rows.append((PREFIX + each.name.upper(), shown, each.metadata["doc"]))
+    return rows
+
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def _parse(key: str, text: str, kind: Any, rules: Mapping[str, Any]) -> Any:
+    if kind is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise SettingFault(key, text, "true or false")
+        return text.lower() in _TRUE
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is str:
+        if rules["choices"] and text not in rules["choices"]:
+            raise SettingFault(key, text, "one of " + ", ".join(rules["choices"]))
+        return text
+    whole = kind is int
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        raise SettingFault(key, text, "a whole number" if whole else "a number") from None
+    if rules["least"] is not None and not number >= rules["least"]:
+        raise SettingFault(key, text, f"at least {rules['least']:g}")
+    return number

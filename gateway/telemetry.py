@@ -1,0 +1,94 @@
+"""Logs and traces. Logs: structlog, one JSON object a line on standard error. Traces: OpenTelemetry, off
+unless its usual environment variables name an exporter and the extra `otel` is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp
+
+from gateway.settings import SettingFault, Settings
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send structlog's records and the standard library's to standard error, in one format."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: Any
+    if settings.log_format == "json":
+        shared.append(structlog.processors.format_exc_info)
+        last = structlog.processors.JSONRenderer()
+    else:
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[settings.log_level])
+    # One line for each request or frame, from libraries: not even on debug.
+    for name in ("uvicorn.access", "sse_starlette", "asyncio", "httpx", "httpcore", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, _LEVELS[settings.log_level]))
+
+
+def traces_wanted(env: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces."""
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = env.get("OTEL_TRACES_EXPORTER", "").lower()
+    if exporter:
+        return exporter != "none"
+    return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def traced(app: ASGIApp, env: Mapping[str, str]) -> ASGIApp:
+    """The application with a span for each request, if the environment asks for traces.
+
+    Exporter, endpoint, sampler and resource come from the OTEL_* variables, read by the library itself.
+    Raises: SettingFault when traces are asked for and the extra isn't installed, or the exporter is unknown.
+    """
+    if not traces_wanted(env):
+        return app
+    wanted = env.get("OTEL_TRACES_EXPORTER", "").lower() or "otlp"
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+    except ImportError:
+        raise SettingFault("OTEL_TRACES_EXPORTER", wanted, "needs the extra otel: heliograph[otel]") from None
+    exporters: dict[str, Any] = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
+    if wanted not in exporters:
+        raise SettingFault("OTEL_TRACES_EXPORTER", wanted, "otlp, console or none")
+    named = {} if env.get("OTEL_SERVICE_NAME") else {"service.name": "heliograph"}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(exporters[wanted]()))
+    trace.set_tracer_provider(provider)
+    return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls="health,ready,metrics")
