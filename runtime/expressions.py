@@ -62,7 +62,8 @@ def compile_expression(text: str, names: frozenset[str] = NAMES) -> Expression:
         tree = cast("dict[str, Any]", parsed.parsed)
         references.whole(tree)
     except jmespath.exceptions.JMESPathError as error:
-        raise ExpressionSyntax(" ".join(str(error).split())) from None
+        rule = " ".join(str(error).split()).removeprefix("Invalid jmespath expression: ")
+        raise ExpressionSyntax(f"no JMESPath expression: {rule}") from None
     except RecursionError:
         raise ExpressionSyntax("nested too deeply") from None
     return Expression(

@@ -51,10 +51,11 @@ def _read_field(value: Json, declared: Any, path: str, report: Report, accept: C
         items = cast("list[Json]", value)
         for index, item in enumerate(items):
             _read_field(item, element, f"{path}[{index}]", report, made_items.append)
-        if len(made_items) == len(items):
-            accept(tuple(made_items))
-        return
+        if len(made_items) < len(items):
+            return
+        value = tuple(made_items)
     try:
+        # The structs made above pass as they are; what is left to check is how many there may be.
         accept(msgspec.convert(value, declared))
     except msgspec.ValidationError as error:
         rule, _, place = str(error).partition(" - at `$")

@@ -31,13 +31,15 @@ def flow_json_schema() -> _Schema:
     flow = _struct(FlowFields, definitions)
     flow["properties"]["nodes"]["items"] = {"oneOf": [{"$ref": f"#/$defs/node_{name}"} for name in KINDS]}
     flow["properties"]["inputs"] = {"$ref": "https://json-schema.org/draft/2020-12/schema"}
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "Heliograph flow definition",
         **flow,
         "$defs": dict(sorted(definitions.items())),
     }
+    # Defaults of the structs are tuples and structs.
+    return msgspec.json.decode(msgspec.json.encode(schema))
 
 
 def _node(name: str, kind: Kind, common: type[msgspec.Struct], definitions: dict[str, _Schema]) -> _Schema:

@@ -70,7 +70,9 @@ def test_defaults_of_the_flow_and_of_a_kind_spelled_out_change_nothing() -> None
     plain: dict[str, Any] = {
         "heliograph": 1,
         "id": "wide",
-        "nodes": [{"id": "m", "kind": "map", "over": "inputs.l", "each": {"kind": "python", "function": "a:b"}}],
+        "nodes": [
+            {"id": "m", "kind": "map", "over": "inputs.l", "each": {"kind": "python", "function": "a:b"}}
+        ],
     }
     spelled: dict[str, Any] = {**plain, "placement": "pooled", "description": "", "inputs": None}
     each = {"kind": "python", "function": "a:b", "with": {}, "retry": {"attempts": 1}}
@@ -109,7 +111,7 @@ def test_a_stored_document_gives_the_definition_back() -> None:
 
 
 def test_a_definition_shares_nothing_with_what_it_was_made_from() -> None:
-    document = with_node(**{"retry": {"on": ["A"]}})
+    document = with_node(retry={"on": ["A"]})
     definition = parse_flow(document)
     document["nodes"][0]["retry"]["on"].append("B")
 
@@ -117,7 +119,8 @@ def test_a_definition_shares_nothing_with_what_it_was_made_from() -> None:
 
 
 def test_yaml_means_what_json_means() -> None:
-    text = HELLO + "    retry: {on: [TimeoutError], attempts: 2}\noutput: {a: 2026-01-01, b: yes, c: 010, d: 1e3, e: ~}\n"
+    retry = "    retry: {on: [TimeoutError], attempts: 2}\n"
+    text = f"{HELLO}{retry}output: {{a: 2026-01-01, b: yes, c: 010, d: 1e3, e: ~}}\n"
     document = parse_flow(text).document
 
     assert document["nodes"][0]["retry"] == {"attempts": 2, "on": ["TimeoutError"]}

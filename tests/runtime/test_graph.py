@@ -87,9 +87,15 @@ def test_an_output_of_null_is_an_output() -> None:
 
 
 def test_the_output_is_a_value() -> None:
-    plan = plan_of(text("a"), text("b"), output={"sum": "${nodes.a}", "who": "${inputs.who}", "is": ["$${x}"]})
+    plan = plan_of(
+        text("a"), text("b"), output={"sum": "${nodes.a}", "who": "${inputs.who}", "is": ["$${x}"]}
+    )
 
-    assert plan.output({"nodes": {"a": 1}, "inputs": {"who": "me"}}) == {"sum": 1, "who": "me", "is": ["${x}"]}
+    assert plan.output({"nodes": {"a": 1}, "inputs": {"who": "me"}}) == {
+        "sum": 1,
+        "who": "me",
+        "is": ["${x}"],
+    }
     assert plan.output_reads == ("a",)
 
 
@@ -113,8 +119,10 @@ def test_a_condition_follows_the_truth_of_jmespath() -> None:
     condition = plan_of(text("a", when="inputs.x")).steps[NodeId("a")].condition
     assert condition is not None
 
-    assert [condition({"inputs": {"x": x}}) for x in (0, "a", True, [0])] == [True] * 4
-    assert [condition({"inputs": {"x": x}}) for x in (None, "", False, [], {})] == [False] * 5
+    true: list[Any] = [0, "a", True, [0]]
+    false: list[Any] = [None, "", False, [], {}]
+
+    assert [condition({"inputs": {"x": x}}) for x in (*true, *false)] == [True] * 4 + [False] * 5
 
 
 # --- a broken one ------------------------------------------------------------------------------------
@@ -135,11 +143,26 @@ def test_a_condition_follows_the_truth_of_jmespath() -> None:
         (text("a", timeout_seconds="5"), ("a", "timeout_seconds", "expected float | null, got str")),
         (text("a", resources={"gpu": 1}), ("a", "resources.gpu", "unknown key; did you mean gpus?")),
         (text("a", when="`false`"), ("a", "when", "is always false, so the node can never run")),
-        (text("a", when="inputs.["), ("a", "when", 'Invalid jmespath expression: Incomplete expression: "inputs.[" ^')),
-        (text("a", when="${inputs.x}"), ("a", "when", "stands without ${ }: the whole field is an expression")),
-        (text("a", when="input.x"), ("a", "when", "unknown name 'input'; there are execution, inputs, nodes")),
-        (text("a", "{{ item }}"), ("a", "template", "unknown name 'item'; there are execution, inputs, nodes")),
-        (text("a", "{% if %}"), ("a", "template", "Expected an expression, got 'end of statement block' (line 1)")),
+        (
+            text("a", when="inputs.["),
+            ("a", "when", 'no JMESPath expression: Incomplete expression: "inputs.[" ^'),
+        ),
+        (
+            text("a", when="${inputs.x}"),
+            ("a", "when", "stands without ${ }: the whole field is an expression"),
+        ),
+        (
+            text("a", when="input.x"),
+            ("a", "when", "unknown name 'input'; there are execution, inputs, nodes"),
+        ),
+        (
+            text("a", "{{ item }}"),
+            ("a", "template", "unknown name 'item'; there are execution, inputs, nodes"),
+        ),
+        (
+            text("a", "{% if %}"),
+            ("a", "template", "Expected an expression, got 'end of statement block' (line 1)"),
+        ),
         ({"id": "a", "kind": "template"}, ("a", "template", "is required")),
         ({"id": "a"}, ("a", "kind", "is required")),
         ({"kind": "template", "template": "x"}, ("", "nodes[0].id", "is required")),
@@ -153,11 +176,22 @@ def test_a_condition_follows_the_truth_of_jmespath() -> None:
             ),
         ),
         (
-            {"id": "a", "kind": "map", "over": "inputs.x", "each": {"kind": "template", "template": "{{ x }}"}},
+            {
+                "id": "a",
+                "kind": "map",
+                "over": "inputs.x",
+                "each": {"kind": "template", "template": "{{ x }}"},
+            },
             ("a", "each.template", "unknown name 'x'; there are execution, index, inputs, item, nodes"),
         ),
         (
-            {"id": "a", "kind": "map", "over": "inputs.x", "each": {"kind": "select"}, "retry": {"attempts": 2}},
+            {
+                "id": "a",
+                "kind": "map",
+                "over": "inputs.x",
+                "each": {"kind": "select"},
+                "retry": {"attempts": 2},
+            },
             ("a", "retry", "stands in each: it is about one item"),
         ),
         (
@@ -189,7 +223,11 @@ def test_a_problem_names_node_field_and_rule(node: Any, problem: tuple[str, str,
         ({"inputs": {"type": "objekt"}}, "inputs.type", "is not valid under any"),
         ({"inputs": {"$ref": "http://a.example/s"}}, "inputs", "can't refer to another document"),
         ({"inputs": {"$ref": "file:///etc/hostname"}}, "inputs", "can't refer to another document"),
-        ({"inputs": {"$schema": "http://json-schema.org/draft-07/schema#"}}, "inputs.$schema", "must be https"),
+        (
+            {"inputs": {"$schema": "http://json-schema.org/draft-07/schema#"}},
+            "inputs.$schema",
+            "must be https",
+        ),
         ({"nodes": []}, "nodes", "length >= 1"),
         ({"nodes": {}}, "nodes", "expected list, got object"),
     ],
@@ -278,7 +316,9 @@ def test_nodes_that_can_never_run_are_named() -> None:
         "cases": [{"when": "`true`", "then": ["a"]}, {"when": "inputs.x", "then": ["b"]}],
         "else": ["c"],
     }
-    problems = problems_of(way, text("a"), text("b"), text("c"), text("d", needs=["b", "c"]), text("e", needs=["d", "a"]))
+    problems = problems_of(
+        way, text("a"), text("b"), text("c"), text("d", needs=["b", "c"]), text("e", needs=["d", "a"])
+    )
 
     assert [(node, field) for node, field, rule in problems if "can never run" in rule] == [
         ("b", "id"),
@@ -300,7 +340,7 @@ def test_an_output_that_can_not_exist_is_not_to_be_mentioned() -> None:
 
 
 def test_an_input_that_the_schema_rules_out_is_not_to_be_mentioned() -> None:
-    closed = {"type": "object", "properties": {"who": {}}, "additionalProperties": False}
+    closed: dict[str, Any] = {"type": "object", "properties": {"who": {}}, "additionalProperties": False}
 
     assert problems_of(text("a", "{{ inputs.whom }}"), inputs=closed) == [
         ("a", "template", "unknown input 'whom': the flow's inputs don't have it")
