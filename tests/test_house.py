@@ -90,7 +90,14 @@ import importlib, pkgutil, sys, threading
 
 opened = []
 
+def probes_for_ipv6():
+    # urllib3, which ray brings, binds a socket on ::1 for an instant to learn whether IPv6 works.
+    frame = sys._getframe(2)
+    return frame.f_globals.get("__name__") == "urllib3.util.connection"
+
 def watch(event, args):
+    if event == "socket.bind" and probes_for_ipv6():
+        return
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "subprocess.Popen", "os.system"):
         opened.append(event)
     elif event == "open" and isinstance(args[1], str) and any(mode in args[1] for mode in "wax+"):
