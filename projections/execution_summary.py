@@ -149,7 +149,7 @@ def row(state: ExecutionState, position: int) -> Row:
         state.current_node,
         state.completed_nodes,
         state.retry_count,
-        state.owner,
+        state.owner.partition("/")[0],  # the host's name, without its incarnation
         state.started_at,
         state.ended_at,
         state.updated_at,
@@ -175,13 +175,21 @@ def get(store: Reader, execution_id: str) -> ExecutionRow | None:
     return ExecutionRow(*found[0]) if found else None
 
 
-def open_executions(store: Reader, owner: HostName, after: str, limit: int) -> list[str]:
+def open_executions(
+    store: Reader, owner: HostName, after: str, limit: int, *, waiting: bool = True
+) -> list[str]:
+    status = "" if waiting else " AND status <> 'waiting'"
     found = store.query(
-        "SELECT execution_id FROM executions WHERE owner = ? AND execution_id > ? AND ended_at IS NULL"
-        " ORDER BY execution_id LIMIT ?",
+        "SELECT execution_id FROM executions WHERE owner = ? AND execution_id > ?"
+        f" AND ended_at IS NULL{status} ORDER BY execution_id LIMIT ?",
         (owner, after, limit),
     )
     return [values[0] for values in found]
+
+
+def owner_of(store: Reader, execution_id: str) -> HostName | None:
+    found = store.query("SELECT owner FROM executions WHERE execution_id = ?", (execution_id,))
+    return HostName(found[0][0]) if found else None
 
 
 def owners(store: Reader) -> dict[HostName, int]:

@@ -44,7 +44,7 @@ READ_MAX = 5_000
 """Events of one read or feed page, whatever the caller asked for."""
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, tag=True):
     """One event as it stands in the log. ``data`` is the stored JSON, ``prev`` included."""
 
     position: Position

@@ -14,10 +14,9 @@ from eventsourcing import sqlite as library
 from eventsourcing.persistence import StoredEvent, Tracking
 from eventsourcing.utils import Environment, EnvType
 
-from projections import execution_summary, inline
+from projections import inline
 from projections.stores import layout
-from runtime.event_log import Recorded
-from runtime.ids import HostName, Micros
+from projections.stores.queries import Queries
 
 BUSY_SECONDS = 10
 """How long a statement waits for another process's write to end."""
@@ -169,7 +168,7 @@ class Datastore(library.SQLiteDatastore):
         return self.tracking.max_tracking_id(name)
 
 
-class Recorder(library.SQLiteApplicationRecorder):
+class Recorder(Queries, library.SQLiteApplicationRecorder):
     """Stored events and inline rows in one transaction; positions are row ids.
 
     The row id is declared (``notification_id``), or ``VACUUM`` could renumber what readers remember.
@@ -221,38 +220,6 @@ class Recorder(library.SQLiteApplicationRecorder):
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return self.datastore.query(sql, params)
-
-    def select_recorded(self, originator_id: str, gt: int, limit: int) -> list[Recorded]:
-        found = self.query(
-            "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
-            " WHERE originator_id = ? AND originator_version > ? ORDER BY originator_version LIMIT ?",
-            (originator_id, gt, limit),
-        )
-        return [Recorded(*values) for values in found]
-
-    def select_feed(self, after: int, limit: int, topics: Sequence[str]) -> list[Recorded]:
-        chosen = f" AND topic IN ({', '.join('?' * len(topics))})" if topics else ""
-        found = self.query(
-            "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
-            f" WHERE notification_id > ?{chosen} ORDER BY notification_id LIMIT ?",
-            (after, *topics, limit),
-        )
-        return [Recorded(*values) for values in found]
-
-    def max_notification_id(self) -> int:
-        return self.query("SELECT MAX(notification_id) FROM stored_events")[0][0] or 0
-
-    def open_executions(self, owner: HostName, after: str, limit: int) -> list[str]:
-        return execution_summary.open_executions(self, owner, after, limit)
-
-    def owners(self) -> dict[HostName, int]:
-        return execution_summary.owners(self)
-
-    def due(self, owner: HostName, now: Micros, limit: int) -> list[str]:
-        return execution_summary.due(self, owner, now, limit)
-
-    def next_wake(self, owner: HostName) -> Micros | None:
-        return execution_summary.next_wake(self, owner)
 
 
 class Factory(library.SQLiteFactory):

@@ -1,0 +1,182 @@
+"""PostgreSQL: the library's recorder with group inserts and the inline read models.
+
+Writers take the library's table lock (EXCLUSIVE) and hold it through their commit, so positions become
+visible in their order and a reader that resumes behind the last one misses nothing. The library's optional
+database functions drop that lock: they stay off, and are not even created. Nothing is notified: readers
+poll, and are woken in-process (NOTIFY takes a lock of the whole server at each commit).
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from eventsourcing import postgres as library
+from eventsourcing.persistence import StoredEvent, Tracking
+from eventsourcing.utils import Environment, EnvType
+from psycopg.rows import DictRow, tuple_row
+from psycopg.sql import SQL, Identifier
+
+from projections import inline
+from projections.stores import layout
+from projections.stores.queries import Queries
+
+STATEMENT_SECONDS_MAX = 60
+"""A statement that takes longer is cancelled by the server, so that no caller waits for ever."""
+
+_CREATION_LOCK = 0x48454C494F  # advisory: one process at a time creates or migrates tables
+
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+
+_CREATE_EVENTS = (
+    "CREATE TABLE IF NOT EXISTS stored_events ("
+    "originator_id text NOT NULL, originator_version bigint NOT NULL, topic text NOT NULL,"
+    " state bytea NOT NULL, notification_id bigserial, PRIMARY KEY (originator_id, originator_version))",
+    "CREATE UNIQUE INDEX IF NOT EXISTS stored_events_notification_id_idx ON stored_events (notification_id)",
+    "CREATE TABLE IF NOT EXISTS notification_tracking ("
+    "application_name text, notification_id bigint, PRIMARY KEY (application_name))",
+)
+
+_INSERT = SQL(
+    "INSERT INTO stored_events (originator_id, originator_version, topic, state)"
+    " SELECT * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[])"
+    " RETURNING notification_id"
+)
+
+_LOCK = SQL("LOCK TABLE stored_events IN EXCLUSIVE MODE")
+
+
+@lru_cache(maxsize=512)
+def _translated(sql: str) -> bytes:
+    """psycopg's placeholders for our ``?``; no statement here has either sign in a literal."""
+    return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+class Writing:
+    """Statements of one writing transaction, in the dialect of ``projections.store``."""
+
+    def __init__(self, cursor: psycopg.Cursor[DictRow], tracking: library.PostgresTrackingRecorder) -> None:
+        self._cursor = cursor
+        self._tracking = tracking
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._cursor.connection.cursor(row_factory=tuple_row) as cursor:
+            return cursor.execute(_translated(sql), params).fetchall()
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> None:
+        self._cursor.execute(_translated(sql), params)
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        self._cursor.executemany(_translated(sql), rows)
+
+    def track(self, name: str, position: int) -> None:
+        # The underscored method is the library's seam for recorders that share a transaction.
+        self._tracking._insert_tracking(self._cursor, Tracking(name, position))  # pyright: ignore[reportPrivateUsage]
+
+
+class Datastore(library.PostgresDatastore):
+    dialect = "postgres"
+    tracking: library.PostgresTrackingRecorder
+
+    def after_connect_func(self) -> Any:
+        """Every connection: the library's settings, our schema, and a bound on each statement."""
+        configure = super().after_connect_func()
+        schema = SQL("SET search_path TO {}").format(Identifier(self.schema))
+        bound = SQL("SET statement_timeout = {}").format(STATEMENT_SECONDS_MAX * 1000)
+
+        def after_connect(connection: psycopg.Connection[Any]) -> None:
+            configure(connection)
+            connection.execute(schema)
+            connection.execute(bound)
+            # A durable commit is what this log promises, whatever the server's default.
+            connection.execute("SET synchronous_commit = on")
+
+        return after_connect
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self.get_connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            return cursor.execute(_translated(sql), params).fetchall()
+
+    @contextmanager
+    def writing(self, *, exclusive: bool = False) -> Generator[Writing]:
+        """``exclusive``: takes the lock of the events first, so nobody appends meanwhile."""
+        with self.transaction(commit=True) as cursor:
+            if exclusive:
+                cursor.execute(_LOCK)
+            yield Writing(cursor, self.tracking)
+
+    def tracked(self, name: str) -> int | None:
+        return self.tracking.max_tracking_id(name)
+
+
+class Recorder(Queries, library.PostgresApplicationRecorder):
+    """Stored events and inline rows in one transaction; positions are the library's notification ids."""
+
+    datastore: Datastore
+
+    def create_table(self) -> None:
+        """Create what is missing, migrate what is older. Raises: Diverged for a log of a newer release."""
+        tables = {name for (name,) in self.query(_TABLES)}
+        if layout.META in tables and layout.is_current(self):
+            return
+        with self.datastore.writing() as writing:
+            writing.query("SELECT pg_advisory_xact_lock(?)", (_CREATION_LOCK,))
+            writing.execute(f'CREATE SCHEMA IF NOT EXISTS "{self.datastore.schema}"')
+            tables = {name for (name,) in writing.query(_TABLES)}
+            layout.prepare(writing, _CREATE_EVENTS, tables)
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
+        """As the library's, without its blind retry: ``EventLog`` must see an ambiguous commit."""
+        if not stored_events:
+            return []
+        with self.datastore.transaction(commit=True) as cursor:
+            cursor.execute(self.lock_table_statements[0])
+            cursor.execute(_LOCK)
+            cursor.execute(
+                _INSERT,
+                (
+                    [s.originator_id for s in stored_events],
+                    [s.originator_version for s in stored_events],
+                    [s.topic for s in stored_events],
+                    [s.state for s in stored_events],
+                ),
+                binary=True,
+            )
+            positions = [found["notification_id"] for found in cursor.fetchall()]
+            for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
+                cursor.executemany(_translated(statement), rows)
+        return positions
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self.datastore.query(sql, params)
+
+
+class Factory(library.PostgresFactory):
+    application_recorder_class = Recorder
+
+    def __init__(self, env: Environment | EnvType | None) -> None:
+        """The library checks the environment; the datastore it makes of it isn't ours, and not open yet."""
+        super().__init__(env)
+        checked = self.datastore
+        login: Any = checked.pool.kwargs
+        smallest, largest = checked.pool.min_size, checked.pool.max_size
+        self.datastore = Datastore(
+            dbname=login["dbname"],
+            host=login["host"],
+            port=login["port"],
+            user=login["user"],
+            password=login["password"],
+            get_password_func=checked.pool.get_password_func,
+            connect_timeout=checked.pool.timeout,
+            idle_in_transaction_session_timeout=checked.idle_in_transaction_session_timeout,
+            pool_size=smallest,
+            max_overflow=largest - smallest,
+            max_waiting=checked.pool.max_waiting,
+            conn_max_age=checked.pool.max_lifetime,
+            pre_ping=checked.pre_ping,
+            lock_timeout=checked.lock_timeout,
+            schema=checked.schema,
+            originator_id_type="text",
+        )
+        self.datastore.tracking = library.PostgresTrackingRecorder(self.datastore)
