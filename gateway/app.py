@@ -23,8 +23,9 @@ from starlette.types import ASGIApp
 from gateway import health, openapi, telemetry
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
-from gateway.context import Executions, Gateway, now
+from gateway.context import Gateway, now
 from gateway.dialects import DIALECTS
+from gateway.hosts import Connect, connect_ray
 from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
 from gateway.idempotency import Idempotency
 from gateway.keys import Keys, NewKey
@@ -39,9 +40,6 @@ from runtime.event_log import EventLog, store_env
 
 log = structlog.get_logger("gateway.app")
 
-Connect = Callable[[Gateway], Executions]
-"""Starts Ray and the hosts, or finds them, and returns the way to them. Blocks; called in a thread."""
-
 _ALLOWED_HEADERS = ("X-API-Key", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 _SHOWN_HEADERS = (
     "X-Correlation-Id",
@@ -54,13 +52,6 @@ _SHOWN_HEADERS = (
     "RateLimit-Reset",
     "RateLimit-Policy",
 )
-
-
-def connect_ray(gateway: Gateway) -> Executions:
-    """The hosts of `settings.ray_address`, or of a Ray started here."""
-    from actors.supervision import connect
-
-    return connect(gateway.settings, gateway.log, gateway.blobs)
 
 
 class GatewayApp(FastAPI):
@@ -127,8 +118,8 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if gateway.client is not None:
-                await gateway.client.close()
+            if gateway.runtime is not None:
+                await gateway.runtime.close()
             await asyncio.to_thread(_close, gateway)
 
     return GatewayApp(settings, dialects, metrics, lifespan=lifespan)
@@ -137,7 +128,8 @@ def create_app(
 def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]:
     if not settings.store or not settings.blobs:
         os.makedirs(settings.data_dir, exist_ok=True)
-    event_log = EventLog.open(store_env(settings.store_url))
+    env = store_env(settings.store_url)
+    event_log = EventLog.open(env)
     store = ReadStore.over(event_log)
     for statement in CREATE_IDEMPOTENCY:
         store.execute(statement)
@@ -145,6 +137,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
     first_key = keys.ensure_first(now())
     gateway = Gateway(
         settings=settings,
+        store_env=env,
         log=event_log,
         store=store,
         blobs=BlobStore(settings.blobs_url),
@@ -160,13 +153,10 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
 
 async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gateway], None] | None) -> None:
     try:
-        gateway.client = await asyncio.to_thread(connect, gateway)
+        await connect(gateway, lambda: on_ready(gateway) if on_ready is not None else None)
     except Exception as error:
         gateway.startup_fault = f"failed: {error or type(error).__name__}"
         log.exception("runtime_start_failed")
-        return
-    if on_ready is not None:
-        on_ready(gateway)
 
 
 def _close(gateway: Gateway) -> None:

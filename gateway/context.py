@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from uuid_utils import uuid7
 
@@ -16,8 +16,7 @@ from gateway.envelopes import Problem
 from gateway.settings import Settings
 from runtime.commands import Pause, RequestCancel, Resume, Signal, StartExecution
 from runtime.event_log import EventLog, Recorded
-from runtime.ids import Micros
-from runtime.state import Status
+from runtime.ids import Micros, Position
 
 if TYPE_CHECKING:
     from gateway.catalogue import Catalogue
@@ -34,7 +33,7 @@ class Reply(Protocol):
     """A command was carried out; ``previous_status`` is the execution's status before it."""
 
     @property
-    def previous_status(self) -> Status: ...
+    def previous_status(self) -> str: ...
     @property
     def version(self) -> int: ...
 
@@ -50,25 +49,33 @@ class Delta(Protocol):
     def text(self) -> str: ...
 
 
-class Readiness(Protocol):
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def parts(self) -> dict[str, str]:
-        """State of each part by name; ``ok``, or what it waits for."""
-        ...
-
-
 class Executions(Protocol):
     """The way to the hosts."""
 
     async def start(self, command: StartExecution) -> None: ...
     async def send(self, execution_id: str, command: RequestCancel | Signal | Pause | Resume) -> Reply: ...
     def follow(
-        self, execution_id: str, after: int = 0, deltas: bool = False
+        self, execution_id: str, after: Position = ..., *, deltas: bool = False
     ) -> AsyncIterator[Recorded | Delta]:
         """What is recorded after the position ``after``, then what is being recorded, to the end."""
         ...
+
+
+class Readiness(Protocol):
+    """``hosts``: name to reachable. ``problem`` says in one sentence why it is not ready."""
+
+    @property
+    def ray(self) -> bool: ...
+    @property
+    def hosts(self) -> dict[str, bool]: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def is_ready(self) -> bool: ...
+
+
+class Runtime(Protocol):
+    """What starts and watches Ray and the hosts; the real one is `actors.supervision.Supervisor`."""
 
     def readiness(self) -> Readiness: ...
     async def close(self) -> None: ...
@@ -84,9 +91,10 @@ def new_id() -> str:
 
 @dataclass
 class Gateway:
-    """``client`` is None until Ray and the hosts are up; ``startup_fault`` says why they never will be."""
+    """``client`` and ``runtime`` are None for a moment after start; ``startup_fault``: they stay None."""
 
     settings: Settings
+    store_env: dict[str, str]
     log: EventLog
     store: ReadStore
     blobs: BlobStore
@@ -97,8 +105,8 @@ class Gateway:
     reads: Reads
     metrics: Metrics
     client: Executions | None = None
+    runtime: Runtime | None = None
     startup_fault: str = ""
-    background: list[Any] = field(default_factory=list[Any])
 
     @property
     def executions(self) -> Executions:

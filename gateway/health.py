@@ -50,13 +50,15 @@ def _runtime_state(call: Call) -> dict[str, str]:
     gateway = call.gateway
     if gateway.startup_fault:
         return {"runtime": gateway.startup_fault}
-    if gateway.client is None:
+    if gateway.runtime is None:
         return {"runtime": "starting"}
-    readiness = gateway.client.readiness()
-    parts = dict(readiness.parts)
-    if not readiness.ready and all(state == "ok" for state in parts.values()):
-        parts["runtime"] = "not ready"
-    return parts or {"runtime": "ok"}
+    readiness = gateway.runtime.readiness()
+    parts = {"ray": "ok" if readiness.ray else readiness.problem or "starting"}
+    for name, is_reachable in readiness.hosts.items():
+        parts[name] = "ok" if is_reachable else "unreachable"
+    if not readiness.is_ready and all(state == "ok" for state in parts.values()):
+        parts["hosts"] = readiness.problem or "starting"
+    return parts
 
 
 async def metrics(call: Call) -> Response:

@@ -18,8 +18,9 @@ from typing import NoReturn
 
 import uvicorn
 
-from gateway.app import Connect, connect_ray, create_app
+from gateway.app import create_app
 from gateway.context import Gateway
+from gateway.hosts import Connect, connect_ray
 from gateway.keys import NewKey
 from gateway.settings import SettingFault, Settings
 from gateway.telemetry import configure_logging

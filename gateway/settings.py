@@ -39,6 +39,10 @@ class Settings:
     store: str = _setting("", "event store: sqlite:///path, postgresql://..., memory://; empty: in data_dir")
     blobs: str = _setting("", "blob store as an fsspec URL; empty: a folder in data_dir")
     ray_address: str = _setting("", "a running Ray cluster; empty: Ray is started here")
+    hosts: int = _setting(0, "execution hosts of a Ray started here; 0: one for every two CPUs", least=0)
+    cpus: int = _setting(0, "CPUs of a Ray started here; 0: what this process may use", least=0)
+    ray_temp_dir: str = _setting("", "folder for the files of a Ray started here; empty: Ray's own choice")
+    files_root: str = _setting("", "folder that nodes may read text files below; empty: none")
     public_base_url: str = _setting(
         "", "scheme and host that URLs in answers begin with; empty: the request's"
     )
@@ -64,7 +68,7 @@ class Settings:
         1_000, "default of a new key: unfinished executions of its tenant", least=1
     )
     running_max: int = _setting(1_000, "executions one host runs at a time; the others stay queued", least=1)
-    queued_max: int = _setting(100_000, "executions that may wait in one host's queue; beyond: 503", least=1)
+    queued_max: int = _setting(20_000, "executions that may wait in one host's queue; beyond: 503", least=1)
 
     keep_alive_seconds: float = _setting(15.0, "interval of the keep-alive comments of a stream", least=0.01)
     send_timeout_seconds: float = _setting(
@@ -79,7 +83,9 @@ class Settings:
     callback_allow: tuple[str, ...] = _setting(
         (), "networks or hosts callbacks may reach though private, comma-separated"
     )
-    callback_secret: str = _setting("", "secret that signs callbacks; empty: one is made in data_dir")
+    webhook_secrets: tuple[str, ...] = _setting(
+        (), "whsec_... secrets that sign callbacks, comma-separated; empty: one is made in data_dir"
+    )
 
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("json", "one JSON object a line, or text", choices=("json", "text"))

@@ -28,6 +28,7 @@ from runtime.commands import RequestCancel, StartExecution
 from runtime.errors import InvalidInput, InvalidTransition, NotFound, Unavailable
 from runtime.events import BlobRef
 from runtime.ids import SECOND, NodeId
+from runtime.inputs import check_input
 from runtime.plan import Step
 from runtime.state import TERMINAL
 
@@ -90,7 +91,7 @@ async def start(call: Call) -> Response:
 
     async def serve(execution_id: str) -> Response:
         try:
-            value = published.check_input(given)
+            check_input(published.definition, given)
         except InvalidInput as error:
             raise _named(error) from None
         await gateway.limits.count_start(call.caller)
@@ -104,7 +105,7 @@ async def start(call: Call) -> Response:
             flow_id=flow_id,
             flow_version=published.version,
             source=SOURCE,
-            input=value,
+            input=given,
             correlation_id=call.given_correlation_id,
         )
         with gateway.limits.starting():
@@ -257,7 +258,7 @@ async def stream(call: Call) -> Response:
     published = await gateway.catalogue.version(row.tenant, row.flow_id, row.flow_version)
     steps: Mapping[NodeId, Step] = {} if published is None else published.plan.steps
     deltas = (call.query("deltas") or "").lower() in ("true", "1")
-    recorded = gateway.executions.follow(row.execution_id, 0, deltas)
+    recorded = gateway.executions.follow(row.execution_id, deltas=deltas)
     return EventStream(call, frames(row.execution_id, recorded, steps, gateway.blobs, last_event_id(call)))
 
 

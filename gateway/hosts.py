@@ -1,0 +1,55 @@
+"""The gateway's way to Ray and the execution hosts, opened once the event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+
+from actors.ray_settings import RaySettings, prepare_environment
+from gateway.context import Gateway
+
+Connect = Callable[[Gateway, Callable[[], None]], Awaitable[None]]
+"""Sets `client` and `runtime` of the gateway and begins to start what they need; the second argument is
+called when executions can start. On the event loop; must not block it."""
+
+
+async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
+    """The hosts of `settings.ray_address`, or of a Ray started here."""
+    if not gateway.settings.ray_address:
+        # Ray's core decides on authentication while it is imported, so this can't wait until Ray starts.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    settings = gateway.settings
+    ray = RaySettings(
+        address=settings.ray_address,
+        hosts=settings.hosts,
+        cpus=settings.cpus,
+        temp_dir=settings.ray_temp_dir,
+    )
+    prepare_environment(ray)
+    # Importing Ray takes about a second of CPU: in a thread, so that /health answers meanwhile.
+    await asyncio.to_thread(import_module, "actors.supervision")
+    from actors.client import ExecutionClient
+    from actors.host import HostConfig
+    from actors.supervision import Supervisor
+
+    client = ExecutionClient(gateway.log)
+    supervisor = Supervisor(
+        ray,
+        HostConfig(
+            name="",
+            store=gateway.store_env,
+            blob_url=settings.blobs_url,
+            running_max=settings.running_max,
+            queued_max=settings.queued_max,
+            files_root=settings.files_root,
+        ),
+        gateway.log,
+        client,
+    )
+    supervisor.open(on_ready)
+    gateway.client = client
+    gateway.runtime = supervisor
