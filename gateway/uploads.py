@@ -42,10 +42,15 @@ class FormFault(Exception):
 
 
 class BlobWriter(Protocol):
-    """Where one file goes (``runtime.blob_store``). Blocking."""
+    """Where one file goes: `runtime.blob_store.BlobWriter`. Blocking."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        ...
 
     def write(self, data: bytes) -> None: ...
-    def commit(self) -> BlobRef: ...
+    def commit(self, media_type: str) -> BlobRef: ...
     def abort(self) -> None: ...
 
 
@@ -103,7 +108,7 @@ class Form:
         kept: list[KeptFile] = []
         while self.staged:
             staged = self.staged[0]
-            blob = staged.writer.commit()
+            blob = staged.writer.commit(staged.content_type)
             self.staged.pop(0)
             kept.append(KeptFile(name=names[len(kept)], content_type=staged.content_type, blob=blob))
         return tuple(kept)
@@ -119,9 +124,9 @@ async def read_form(
     content_type: str,
     chunks: AsyncIterator[bytes],
     rules: FormRules,
-    open_writer: Callable[[str], BlobWriter],
+    open_writer: Callable[[], BlobWriter],
 ) -> Form:
-    """The form that ``chunks`` hold. ``open_writer(media_type)`` opens a file's place in the store.
+    """The form that ``chunks`` hold. ``open_writer`` opens a file's place in the store.
 
     Raises: Problem unsupported_media_type, or body_too_large as soon as a bound is passed; FormFault.
     In each case nothing stays behind.
@@ -187,7 +192,7 @@ class _MultipartReader:
     """
 
     def __init__(
-        self, boundary: bytes, rules: FormRules, form: Form, open_writer: Callable[[str], BlobWriter]
+        self, boundary: bytes, rules: FormRules, form: Form, open_writer: Callable[[], BlobWriter]
     ) -> None:
         self._rules = rules
         self._form = form
@@ -276,9 +281,7 @@ class _MultipartReader:
             return
         if len(form.staged) >= rules.files_max:
             raise _too_large(f"more than {rules.files_max} files")
-        part.file = StagedFile(
-            part.filename, part.content_type, await asyncio.to_thread(self._open_writer, part.content_type)
-        )
+        part.file = StagedFile(part.filename, part.content_type, await asyncio.to_thread(self._open_writer))
         form.staged.append(part.file)
 
     async def _take(self, piece: bytes) -> None:

@@ -47,6 +47,11 @@ class BlobWriter:
         self._is_open = True
         self.size = 0
 
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        return self._hash.hexdigest()
+
     def write(self, data: bytes) -> None:
         with _reachable():
             self._file.write(data)

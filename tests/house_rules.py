@@ -148,7 +148,10 @@ ROOMS: Mapping[str, Room] = {
         ),
     ),
     "gateway": Room(
-        first_party=frozenset({"runtime", "projections", "gateway", "actors.client"}),
+        # The egress guard stands with the effects it guards; callbacks are the gateway's one effect.
+        first_party=frozenset(
+            {"runtime", "projections", "gateway", "actors.client", "actors.egress", "actors.egress_transport"}
+        ),
         third_party=None,
         refused=frozenset({"ray", "sqlite3", "psycopg", "psycopg_pool"}),
     ),

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.envelopes import Problem
 from gateway.uploads import NAME_BYTES_MAX, Form, FormFault, FormRules, KeptFile, read_form, safe_names
+from runtime.blob_store import BlobStore
 from runtime.events import BlobRef
 
 RULES = FormRules(
@@ -28,8 +30,8 @@ class Shelf:
     def __init__(self) -> None:
         self.writers: list[Writer] = []
 
-    def open(self, media_type: str) -> "Writer":
-        self.writers.append(Writer(media_type))
+    def open(self) -> "Writer":
+        self.writers.append(Writer())
         return self.writers[-1]
 
     @property
@@ -38,20 +40,21 @@ class Shelf:
 
 
 class Writer:
-    def __init__(self, media_type: str) -> None:
-        self.media_type = media_type
+    def __init__(self) -> None:
         self.data = b""
         self.state = "open"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
 
     def write(self, data: bytes) -> None:
         assert self.state == "open"
         self.data += data
 
-    def commit(self) -> BlobRef:
+    def commit(self, media_type: str) -> BlobRef:
         self.state = "kept"
-        return BlobRef(
-            sha256=hashlib.sha256(self.data).hexdigest(), size=len(self.data), media_type=self.media_type
-        )
+        return BlobRef(sha256=self.sha256, size=len(self.data), media_type=media_type)
 
     def abort(self) -> None:
         assert self.state == "open"
@@ -279,3 +282,27 @@ def test_long_names_stay_distinct_within_the_bound() -> None:
     names = safe_names(["ü" * 150 + ".txt"] * 12)
     assert len(set(names)) == 12
     assert all(len(name.encode()) <= NAME_BYTES_MAX for name in names)
+
+
+def test_files_land_in_the_blob_store_and_leave_nothing_unfinished(tmp_path: Path) -> None:
+    content_type, body = encode([("files", ("a.bin", b"x" * 900)), ("files", ("b.bin", b"y"))])
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    async def receive(*, keeps: bool) -> tuple[KeptFile, ...]:
+        form = await read_form(content_type, chunks(), RULES, store.open_writer)
+        assert [each.writer.sha256 for each in form.staged] == [
+            hashlib.sha256(b"x" * 900).hexdigest(),
+            hashlib.sha256(b"y").hexdigest(),
+        ]
+        kept = await form.keep() if keeps else ()
+        await form.discard()
+        return kept
+
+    store = BlobStore(str(tmp_path))
+    asyncio.run(receive(keeps=False))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    kept = asyncio.run(receive(keeps=True))
+    assert [store.get_bytes(each.blob) for each in kept] == [b"x" * 900, b"y"]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
