@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, TaskCancelledError
+from ray.exceptions import RayError
 
 from actors import step_call
+from actors.crash_report import crash_error
 from actors.step_call import MIB, StepCall, StepOutcome, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
 from runtime.errors import Overloaded, Unavailable
@@ -38,7 +39,7 @@ class ResourceTasks:
         self._limits = limits
         self._encoded_limits = step_call.encode(limits)
         self._tasks_max = tasks_max
-        self._open: dict[Any, asyncio.Future[None]] = {}
+        self._open: set[Any] = set()
         self._closed = False
 
     async def run(self, call: StepCall) -> StepOutcome:
@@ -48,16 +49,19 @@ class ResourceTasks:
         if len(self._open) >= self._tasks_max:
             raise Overloaded(f"{len(self._open)} steps with declared resources are under way")
         options = task_options(call.resources)
-        items = _step_task.options(**options).remote(self._encoded_limits, step_call.encode(call))
-        self._open[items] = asyncio.get_running_loop().create_future()
+        items: Any = _step_task.options(**options).remote(self._encoded_limits, step_call.encode(call))
+        self._open.add(items)
         where = ""
         try:
             async for item in items:
                 answer: bytes = await item
                 if not where:
-                    where = answer.decode()
+                    where = step_call.decode_address(answer).where
                     continue
-                return step_call.decode_outcome(answer)
+                outcome = step_call.decode_outcome(answer)
+                if outcome.error is not None and outcome.error.type == "TimeoutError":
+                    await self._kill(items)  # the function may hang on, and its process must go
+                return outcome
             raise Unavailable("the step's task ended without an answer")
         except RayError as error:
             if self._closed:
@@ -67,28 +71,31 @@ class ResourceTasks:
             await self._stop(items, waiting=not where)
             raise
         finally:
-            # Harmless when it has ended; a step that hangs past its time has answered and must go.
-            self._kill(items)
-            del self._open[items]
+            self._open.discard(items)
 
     async def close(self) -> None:
         self._closed = True
         for items in tuple(self._open):
-            self._kill(items)
+            await self._kill(items)
 
     async def _stop(self, items: Any, *, waiting: bool) -> None:
         """Interrupt the task and wait for its end; killed after the grace period."""
         end = asyncio.wrap_future(items.completed().future())
         end.add_done_callback(lambda done: done.cancelled() or done.exception())
-        ray.cancel(items)
+        await asyncio.to_thread(_cancel, items, force=False)
         await asyncio.wait({end}, timeout=0 if waiting else self._limits.grace_seconds)
         if not end.done():
-            self._kill(items)
+            await self._kill(items)
             await asyncio.wait({end}, timeout=KILL_SECONDS_MAX)
 
     @staticmethod
-    def _kill(items: Any) -> None:
-        ray.cancel(items, force=True)
+    async def _kill(items: Any) -> None:
+        await asyncio.to_thread(_cancel, items, force=True)
+
+
+def _cancel(items: Any, *, force: bool) -> None:
+    """For a thread: it asks other processes, and the event loop must not wait for them."""
+    ray.cancel(items, force=force)
 
 
 def task_options(resources: Resources) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def step_task(limits: bytes, encoded_call: bytes) -> Iterator[bytes]:
         else:
             outcome = step_call.decode_outcome(worker.snapshot(1))
         if not in_time:
-            outcome = timed_out(call, outcome, worker.ready().decode())
+            outcome = timed_out(call, outcome, step_call.decode_address(worker.ready()).where)
         yield step_call.encode(outcome)
         if thread.is_alive():
             # The function still runs: its process must not serve anybody else. The host kills it as
@@ -165,21 +172,4 @@ def timed_out(call: StepCall, left: StepOutcome, where: str) -> StepOutcome:
     return StepOutcome(error=error, logs=left.logs, where=where, duration_micros=micros, started=True)
 
 
-def crash_error(error: RayError) -> StepError:
-    """Why a process that ran a user's function is gone, as far as Ray knows."""
-    if isinstance(error, TaskCancelledError):
-        return StepError(type="WorkerCrashed", message="Ray cancelled the step's task")
-    if isinstance(error, OutOfMemoryError):
-        return StepError(
-            type="WorkerCrashed",
-            message="the worker process was killed because its node ran out of memory",
-        )
-    detail = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    detail = detail.partition("Some common causes")[0].strip()
-    return StepError(
-        type="WorkerCrashed",
-        message=f"the worker process died while it ran the function: {detail}"[:4096],
-    )
-
-
-_step_task = ray.remote(num_returns="streaming")(step_task)
+_step_task: Any = cast(Any, ray.remote)(num_returns="streaming")(step_task)

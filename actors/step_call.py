@@ -82,6 +82,13 @@ class BatchReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retire: str = ""
 
 
+class WorkerAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker process is, and the file its last words go to (empty if there is none)."""
+
+    where: str
+    stderr_path: str = ""
+
+
 class BlobStore(Protocol):
     """The part of the claim-check store that steps need (``runtime.blob_store`` has it)."""
 
@@ -94,3 +101,4 @@ encode = msgspec.json.Encoder().encode
 decode_calls = msgspec.json.Decoder(tuple[StepCall, ...]).decode
 decode_reply = msgspec.json.Decoder(BatchReply).decode
 decode_outcome = msgspec.json.Decoder(StepOutcome).decode
+decode_address = msgspec.json.Decoder(WorkerAddress).decode

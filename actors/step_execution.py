@@ -61,6 +61,7 @@ class AsyncSteps:
             result, error = await self._running
         finally:
             self._running = None
+            coroutine.close()  # only does anything when it was cancelled before its first step
             left = asyncio.all_tasks() - {asyncio.current_task()}
             for task in left:
                 task.cancel()
@@ -232,14 +233,14 @@ def _user_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
     lead = [at for at, frame in enumerate(stack) if frame.filename == __file__ and frame.name in _LEADS]
     return [
         traceback.FrameSummary(
-            _short_path(frame.filename), frame.lineno, frame.name, lookup_line=False, line=frame.line
+            short_path(frame.filename), frame.lineno, frame.name, lookup_line=False, line=frame.line
         )
         for frame in stack[lead[-1] + 1 if lead else 0 :]
         if frame.filename not in _IMPORT_MACHINERY
     ]
 
 
-def _short_path(filename: str) -> str:
+def short_path(filename: str) -> str:
     """``filename`` below the longest entry of sys.path it stands in: no layout of the machine."""
     for root in sorted({entry for entry in sys.path if entry}, key=len, reverse=True):
         if filename.startswith(root.rstrip("/") + "/"):

@@ -18,12 +18,14 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import msgspec
 import ray
 
 from actors import step_call
-from actors.step_call import MIB, BatchReply, BlobStore, StepCall, StepOutcome, WorkerLimits
+from actors.crash_report import leave_last_words
+from actors.step_call import MIB, BatchReply, BlobStore, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_capture import StepCapture
 from actors.step_context import StepContext
 from actors.step_execution import AsyncSteps, execute, format_stack
@@ -43,6 +45,7 @@ class StepWorker:
         self._coroutines = AsyncSteps()
         self._capture = StepCapture(self._limits.log_bytes_max, own_process=own_process)
         self._where = f"{socket.gethostname()}/{os.getpid()}"
+        self._address = WorkerAddress(where=self._where)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._batch = 0
@@ -55,11 +58,12 @@ class StepWorker:
         self._threads_before = threading.active_count()
         if own_process:
             allow_memory(self._limits.memory_max_mb)
+            self._address = WorkerAddress(where=self._where, stderr_path=leave_last_words())
         self._capture.install()
 
     def ready(self) -> bytes:
         """Where this worker is, once it can take calls."""
-        return self._where.encode()
+        return step_call.encode(self._address)
 
     def run(self, batch: int, calls: bytes) -> bytes:
         """Run the calls one after another and report those that no ``split`` has reported."""
@@ -200,4 +204,4 @@ def memory_allowed(more_mb: int) -> Generator[None]:
 
 
 # Two control threads: one is held by `lifeline`.
-StepWorkerActor = ray.remote(concurrency_groups={"control": 2})(StepWorker)
+StepWorkerActor: Any = cast(Any, ray.remote)(concurrency_groups={"control": 2})(StepWorker)

@@ -35,8 +35,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import step_call
-from actors.resource_tasks import ResourceTasks, crash_error, timed_out
-from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerLimits
+from actors.crash_report import CRASHED, crash_error, last_words
+from actors.resource_tasks import ResourceTasks, timed_out
+from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorkerActor
 from runtime.errors import Overloaded, Unavailable
 from runtime.events import StepError
@@ -76,10 +77,11 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
 class _Pending:
     """A call on its way. ``answer`` is done either by the pool or, cancelled, by the caller."""
 
-    __slots__ = ("alone", "answer", "call", "ended", "queued", "queued_at")
+    __slots__ = ("alone", "answer", "call", "encoded", "ended", "queued", "queued_at")
 
     def __init__(self, call: StepCall, loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
+        self.encoded = step_call.encode(call)
         self.answer: asyncio.Future[StepOutcome] = loop.create_future()
         self.ended = asyncio.Event()
         self.queued_at = loop.time()
@@ -95,9 +97,10 @@ class _Pending:
 class _Worker:
     """The pool's view of one worker process."""
 
-    def __init__(self, actor: Any, where: str) -> None:
+    def __init__(self, actor: Any, address: WorkerAddress) -> None:
         self.actor = actor
-        self.where = where
+        self.address = address
+        self.where = address.where
         self.alive = True
         self.idle_timer: asyncio.TimerHandle | None = None
 
@@ -303,9 +306,9 @@ class WorkerPool:
         oldest = next((one for one in self._queue if not one.answer.done()), None)
         waited = asyncio.get_running_loop().time() - oldest.queued_at if oldest else 0.0
         # A start takes about half a CPU-second: never more starts at a time than there are workers.
-        if waited >= self._settings.growth_seconds and self._starting < max(1, len(self._workers)):
-            if self.workers < self._workers_max:
-                self._start()
+        may_start = self.workers < self._workers_max and self._starting < max(1, len(self._workers))
+        if waited >= self._settings.growth_seconds and may_start:
+            self._start()
         self._grow()
 
     def _start(self) -> None:
@@ -318,21 +321,21 @@ class WorkerPool:
             # Registering an actor asks Ray's control service and may block, hence the thread.
             actor = await asyncio.to_thread(_create_actor, self._limits)
             async with asyncio.timeout(self._settings.start_seconds_max):
-                where = (await _send(actor.ready)).decode()
+                address = step_call.decode_address(await _send(actor.ready))
         except (RayError, TimeoutError) as error:
             self._starting -= 1
             if actor is not None:
-                await asyncio.to_thread(ray.kill, actor)
+                await asyncio.to_thread(_kill, actor)
             await self._start_failed(error)
             return
         except asyncio.CancelledError:
             self._starting -= 1
             if actor is not None:
-                ray.kill(actor)
+                _kill(actor)
             raise
         self._starting -= 1
         self._start_failures = 0
-        worker = _Worker(actor, where)
+        worker = _Worker(actor, address)
         self._workers.add(worker)
         lifeline = _send(_control(actor.lifeline))
         lifeline.add_done_callback(lambda _: self._died(worker))
@@ -382,7 +385,7 @@ class WorkerPool:
         if worker.idle_timer is not None:
             worker.idle_timer.cancel()
         with suppress(RayError):  # it may be dead already, which is what we want
-            await asyncio.to_thread(ray.kill, worker.actor)
+            await asyncio.to_thread(_kill, worker.actor)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
@@ -399,24 +402,23 @@ class WorkerPool:
     async def _serve(self, worker: _Worker, batch: list[_Pending]) -> None:
         number = next(self._batches)
         began = asyncio.get_running_loop().time()
-        calls = step_call.encode([pending.call for pending in batch])
+        calls = b"[" + b",".join([pending.encoded for pending in batch]) + b"]"
         reply = _send(worker.actor.run, number, calls)
         retire = ""
         try:
             if len(batch) > 1:
                 batch = await self._share(worker, number, batch, reply)
             if len(batch) == 1 and not await self._within_time(batch[0], reply, began):
-                await self._stop(worker, number, batch[0], reply)
-                batch = []
-            if worker.alive:
+                retire = await self._stop(worker, number, batch[0], reply)
+            else:
                 retire = self._settle(batch, step_call.decode_reply(await reply))
         except RayError as error:
             await self._discard(worker)
             if len(batch) == 1:
-                batch[0].settle(_crashed(worker.where, error))
+                batch[0].settle(await asyncio.to_thread(_crashed, worker.address, error))
             else:
                 self._requeue(batch, alone=True)
-        except asyncio.CancelledError:
+        except BaseException:  # the pool closes, or has a fault: nobody may wait for ever
             for pending in batch:
                 self._refuse(pending)
             raise
@@ -433,11 +435,12 @@ class WorkerPool:
         if reply.done():
             return batch
         split = _send(_control(worker.actor.split), number)
-        await asyncio.wait({reply, split}, timeout=SNAPSHOT_SECONDS_MAX)
+        await asyncio.wait({reply, split}, timeout=SNAPSHOT_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if reply.done():
+            return batch
         if not split.done():  # the worker does not even answer: code that never lets go of the GIL
-            if not reply.done():
-                await self._discard(worker)
-                await asyncio.wait({reply}, timeout=KILL_SECONDS_MAX)
+            await self._discard(worker)
+            await asyncio.wait({reply}, timeout=KILL_SECONDS_MAX)
             return batch
         told = step_call.decode_reply(await split)
         if not told.split:  # it had just ended
@@ -459,23 +462,30 @@ class WorkerPool:
 
     async def _stop(
         self, worker: _Worker, number: int, pending: _Pending, reply: "asyncio.Future[bytes]"
-    ) -> None:
-        """Ask the step to stop, kill its process after the grace period, and answer for it."""
+    ) -> str:
+        """Ask the step to stop, kill its process after the grace period, and answer for it.
+
+        Returns: as ``_settle``.
+        """
         _send(_control(worker.actor.interrupt), number)
         await asyncio.wait({reply}, timeout=self._settings.limits.grace_seconds)
-        left = StepOutcome()
-        if not reply.done():
+        left, retire = StepOutcome(), ""
+        if reply.done() and reply.exception() is None:
+            told = step_call.decode_reply(reply.result())
+            left, retire = told.outcomes[0], told.retire
+        else:
             snapshot = _send(_control(worker.actor.snapshot), number)
-            await asyncio.wait({reply, snapshot}, timeout=SNAPSHOT_SECONDS_MAX)
+            await asyncio.wait(
+                {reply, snapshot},
+                timeout=SNAPSHOT_SECONDS_MAX,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if snapshot.done() and snapshot.exception() is None:
                 left = step_call.decode_outcome(snapshot.result())
             await self._discard(worker)
             await asyncio.wait({reply}, timeout=KILL_SECONDS_MAX)
-        elif reply.exception() is None:
-            left = step_call.decode_reply(reply.result()).outcomes[0]
-        else:
-            await self._discard(worker)
         pending.settle(timed_out(pending.call, left, worker.where))
+        return retire
 
     def _settle(self, batch: list[_Pending], reply: BatchReply) -> str:
         """Answer the calls; those without an outcome never began. Returns why the worker must go, or ''."""
@@ -488,9 +498,14 @@ class WorkerPool:
 
 def _create_actor(limits: bytes) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return StepWorkerActor.options(
+    actor: Any = StepWorkerActor.options(
         num_cpus=0, max_restarts=0, enable_task_events=False, scheduling_strategy=here
     ).remote(limits)
+    return actor
+
+
+def _kill(actor: Any) -> None:
+    ray.kill(actor)
 
 
 def _control(method: Any) -> Any:
@@ -504,5 +519,10 @@ def _send(method: Any, *arguments: Any) -> "asyncio.Future[bytes]":
     return future
 
 
-def _crashed(where: str, error: RayError) -> StepOutcome:
-    return StepOutcome(error=crash_error(error), where=where, started=True)
+def _crashed(address: WorkerAddress, error: RayError) -> StepOutcome:
+    known = crash_error(error)
+    found = last_words(address.stderr_path)
+    if found is not None:
+        message, trace = found
+        known = StepError(type=known.type, message=f"{CRASHED}: {message}", traceback=trace)
+    return StepOutcome(error=known, where=address.where, started=True)

@@ -1,5 +1,6 @@
 """Functions as users write them, good and bad; the tests call them by name in worker processes."""
 
+# ruff: noqa: T201, ASYNC240  # users print, and block event loops for a moment
 import asyncio
 import ctypes
 import logging
