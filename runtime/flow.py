@@ -23,7 +23,7 @@ from runtime.kinds.sleep import SECONDS_MAX
 from runtime.plan import PLACEMENT, Resources, RetryPolicy
 
 FORMAT = 1
-NODES_MAX = 5_000
+NODES_MAX = 2_000
 NODE_ID = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 
 NodeName = Annotated[str, msgspec.Meta(pattern=NODE_ID)]

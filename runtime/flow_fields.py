@@ -3,6 +3,7 @@
 import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import msgspec
@@ -21,7 +22,7 @@ def read_struct(
     """The struct made of those keys of ``raw`` that it declares; None when a problem was reported."""
     values: dict[str, Any] = {}
     complete = True
-    for field in msgspec.structs.fields(struct):
+    for field in _fields(struct):
         path = prefix + field.encode_name
         if field.encode_name not in raw:
             if field.required:
@@ -73,17 +74,23 @@ def report_unknown_keys(
 
 
 def field_names(struct: type[msgspec.Struct]) -> tuple[str, ...]:
-    return tuple(field.encode_name for field in msgspec.structs.fields(struct))
+    return tuple(field.encode_name for field in _fields(struct))
 
 
 def plain_fields(struct: msgspec.Struct) -> dict[str, Json]:
     """Plain JSON of the fields that differ from their defaults: equal structs give equal JSON."""
     plain: dict[str, Json] = {}
-    for field in msgspec.structs.fields(struct):
+    for field in _fields(type(struct)):
         value = getattr(struct, field.name)
         if field.required or value != _default(field):
             plain[field.encode_name] = _plain(value)
     return plain
+
+
+@lru_cache(maxsize=256)
+def _fields(struct: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    # The library resolves the annotations anew each time, which costs more than all the rest.
+    return msgspec.structs.fields(struct)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
