@@ -93,7 +93,7 @@ class GroupCommitWriter:
     def _write(self, appends: list[Append]) -> Sequence[Outcome]:
         retrying = Retrying(
             retry=retry_if_exception_type(Unavailable),
-            wait=wait_exponential_jitter(initial=0.05, max=RETRY_WAIT_SECONDS_MAX),
+            wait=wait_exponential_jitter(multiplier=0.05, max=RETRY_WAIT_SECONDS_MAX),
             stop=stop_when_event_set(self._closing),
             sleep=self._sleep,
             before_sleep=_log_retry,

@@ -140,7 +140,7 @@ class EventLog:
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((OperationalError, InterfaceError)),
             stop=tenacity.stop_after_attempt(ATTEMPTS_MAX) | tenacity.stop_after_delay(WAIT_SECONDS_MAX),
-            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.05),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, jitter=0.05),
             reraise=True,
         )
 
