@@ -14,14 +14,16 @@ the log instead. A lost, late or repeated batch costs a read, never an event.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 from ray.exceptions import RayError
 
 from actors import messages
 from actors.messages import Answer, Delta, ExternalCommand, FeedBatch, Message, Refusal, Reply
+from runtime.blob_store import BlobStore
 from runtime.commands import StartExecution
 from runtime.errors import NotFound, Overloaded, Unavailable
 from runtime.event_log import EventLog, Recorded
@@ -53,6 +55,14 @@ RECHECK_SECONDS = 15.0
 """A follower that hears nothing looks into the log this often: whatever got lost, it goes on."""
 
 PAGE_EVENTS_MAX = 500
+
+INPUT_BYTES_MAX = 32 * 1024
+"""Claim check: a larger input goes to the blob store (DESIGN 3)."""
+
+OpenDedicated = Callable[[str], Awaitable["HostLink"]]
+
+START = Position(0)
+"""Before the first event of the log."""
 
 _TERMINAL_TOPICS = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
 
@@ -90,7 +100,7 @@ class HostLink:
         self._incarnation = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due = False
-        self.is_reachable = False
+        self._reachable = asyncio.Event()
         self.is_closed = False
 
     def open(self) -> None:
@@ -104,6 +114,14 @@ class HostLink:
             _, answer, _ = self._outbox.popleft()
             if not answer.done():
                 answer.set_exception(Unavailable("the gateway is shutting down"))
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the host answered the last call."""
+        return self._reachable.is_set()
+
+    async def wait_reachable(self) -> None:
+        await self._reachable.wait()
 
     # --- outbox ---------------------------------------------------------------------------------------
 
@@ -141,7 +159,7 @@ class HostLink:
                 await self._handle.deliver.remote(messages.encode([message for message, _, _ in batch]))
             )
         except RayError as error:
-            self.is_reachable = False
+            self._reachable.clear()
             log.warning("host unreachable, sending again", host=self.name, error=str(error)[:200])
             await asyncio.sleep(0.2)
             self._send_again(batch)
@@ -190,17 +208,19 @@ class HostLink:
         pause = 0.1
         while not self.is_closed:
             try:
-                call = self._handle.poll.remote(self._gateway_id, POLL_SECONDS)
+                # After an interruption the first answer must not wait for news.
+                wait_seconds = POLL_SECONDS if self.is_reachable else 0.0
+                call = self._handle.poll.remote(self._gateway_id, wait_seconds)
                 async with asyncio.timeout(POLL_SECONDS + POLL_GRACE_SECONDS):
                     batch = messages.decode_feed(await call)
             except (RayError, TimeoutError) as error:
-                self.is_reachable = False
+                self._reachable.clear()
                 log.warning("feed interrupted", host=self.name, error=str(error)[:200])
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
             pause = 0.1
-            self.is_reachable = True
+            self._reachable.set()
             self._dispatch(batch)
 
     def _dispatch(self, batch: FeedBatch) -> None:
@@ -235,14 +255,17 @@ class ExecutionClient:
     Lives on the gateway's event loop. ``links`` may change while hosts come and go.
     """
 
-    def __init__(self, event_log: EventLog) -> None:
+    def __init__(self, event_log: EventLog, blobs: BlobStore) -> None:
         self._log = event_log
+        self._blobs = blobs
+        self._open_dedicated: OpenDedicated | None = None
         self._links: dict[HostName, HostLink] = {}
         self._order: list[HostLink] = []
         self._turn = 0
 
-    def connect(self, links: Mapping[HostName, HostLink]) -> None:
-        """Use these hosts from now on."""
+    def connect(self, links: Mapping[HostName, HostLink], open_dedicated: "OpenDedicated") -> None:
+        """Use these hosts from now on; ``open_dedicated`` makes a host for one execution."""
+        self._open_dedicated = open_dedicated
         self._links = dict(links)
         self._order = [link for name, link in sorted(links.items()) if not name.startswith("execution-")]
 
@@ -255,8 +278,16 @@ class ExecutionClient:
 
         Raises: Overloaded (nothing was created), NotFound (the flow's version), Unavailable.
         """
-        if not self._order:
+        if not self._order or self._open_dedicated is None:
             raise Unavailable("no host is up yet")
+        data = msgspec.json.encode(command.input)
+        if len(data) > INPUT_BYTES_MAX:
+            ref = await asyncio.to_thread(self._blobs.put_bytes, data)
+            command = msgspec.structs.replace(command, input=None, input_ref=ref)
+        if command.placement == "dedicated":
+            link = await self._open_dedicated(command.execution_id)
+            await link.send(messages.Start(command))
+            return
         self._turn = (self._turn + 1) % len(self._order)
         link = self._order[self._turn]
         if not link.is_reachable:
@@ -283,7 +314,7 @@ class ExecutionClient:
         return link
 
     async def follow(
-        self, execution_id: str, after: Position = Position(0), *, deltas: bool = False
+        self, execution_id: str, after: Position = START, *, deltas: bool = False
     ) -> AsyncIterator[Recorded | Delta]:
         """The execution's events behind ``after``: from the log, then live; ends after the terminal one.
 

@@ -495,7 +495,7 @@ class Host:
                 attempt=attempt,
                 key=actor.idempotency_key(step.node_id, attempt),
                 timeout_seconds=step.timeout_seconds,
-                resources=step.resources,
+                resources=step.resources or (actor.plan.resources if self.config.dedicated else None),
                 files=actor.state.files,
             ),
         )

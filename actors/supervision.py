@@ -13,10 +13,10 @@ with a token of its own, and joining a cluster without it is refused (DESIGN 5).
 
 import asyncio
 import ipaddress
+import itertools
 import os
-import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -27,7 +27,8 @@ from ray.exceptions import RayError
 from actors import messages
 from actors.client import ExecutionClient, HostLink
 from actors.host import ExecutionHost, HostConfig
-from runtime.errors import DomainError, Unavailable
+from actors.ray_settings import RaySettings
+from runtime.errors import DomainError, Overloaded, Unavailable
 from runtime.event_log import EventLog
 from runtime.ids import HostName
 
@@ -37,23 +38,18 @@ NAMESPACE = "heliograph"
 LOST_SECONDS = 10.0
 """A host silent for this long has its executions adopted by another."""
 
+ADOPT_AGAIN_SECONDS = 30.0
+"""Adoption works in the background; it is asked for again only after this long."""
+
+DEDICATED = "execution-"
+DEDICATED_MAX = 100
+"""Hosts for single executions at once: each is a process of about 90 MB."""
+
 INSPECT_SECONDS = 2.0
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Of a local cluster: payloads travel through the log and the blob store, not through Ray's."""
 
 CALLS_AT_ONCE_MAX = 1_000
-
-
-class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``address`` empty: a cluster of our own on this machine, ended with this process.
-
-    ``hosts`` 0: one for every two CPUs, at least one. ``cpus`` 0: what this process may use.
-    """
-
-    address: str = ""
-    hosts: int = 0
-    cpus: int = 0
-    temp_dir: str = ""
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +77,7 @@ class Supervisor:
         self._links: dict[HostName, HostLink] = {}
         self._handles: dict[HostName, Any] = {}
         self._silent_since: dict[HostName, float] = {}
+        self._adopted_at: dict[HostName, float] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_up = False
         self._problem = "Ray is starting"
@@ -91,7 +88,8 @@ class Supervisor:
         self._task = asyncio.get_running_loop().create_task(self._run(on_ready))
 
     def readiness(self) -> Readiness:
-        hosts = {str(name): link.is_reachable for name, link in self._links.items()}
+        links = self._links.values()
+        hosts = {str(link.name): link.is_reachable for link in links if not is_dedicated(link.name)}
         return Readiness(ray=self._is_up, hosts=hosts, problem=self._problem)
 
     async def close(self) -> None:
@@ -103,10 +101,9 @@ class Supervisor:
             link.close()
         if self._is_up and not self._settings.address:
             closings = [handle.close.remote() for handle in self._handles.values()]
-            if closings:
-                await asyncio.to_thread(ray.wait, closings, num_returns=len(closings), timeout=10)
+            await asyncio.wait([asyncio.ensure_future(_ended(closing)) for closing in closings], timeout=10)
         if self._is_up:
-            await asyncio.to_thread(ray.shutdown)
+            await asyncio.to_thread(_shutdown_ray)
 
     async def _run(self, on_ready: Callable[[], None] | None) -> None:
         try:
@@ -118,10 +115,10 @@ class Supervisor:
         self._is_up = True
         self._problem = "hosts are starting"
         for number in range(self._host_count()):
-            self._add_host(HostName(f"host-{number}"))
-        self._client.connect(self._links)
-        while not all(link.is_reachable for link in self._links.values()):
-            await asyncio.sleep(0.02)
+            await self._add_host(HostName(f"host-{number}"))
+        self._client.connect(self._links, self._open_dedicated)
+        for link in tuple(self._links.values()):
+            await link.wait_reachable()
         self._problem = ""
         if on_ready is not None:
             on_ready()
@@ -141,11 +138,6 @@ class Supervisor:
                 address=settings.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False
             )
             return
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Prestarted workers would idle at 45 MB each: hosts and workers are started when work needs them.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        os.environ.setdefault("RAY_maximum_gcs_destroyed_actor_cached_count", "1000")
         options: dict[str, Any] = {"_temp_dir": settings.temp_dir} if settings.temp_dir else {}
         ray.init(
             num_cpus=settings.cpus or len(os.sched_getaffinity(0)),
@@ -154,7 +146,6 @@ class Supervisor:
             log_to_driver=False,
             configure_logging=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={"enable_worker_prestart": False},
             **options,
         )
 
@@ -164,20 +155,20 @@ class Supervisor:
         cpus = int(ray.cluster_resources().get("CPU", 1))
         return max(1, cpus // 2)
 
-    def _add_host(self, name: HostName, *, dedicated: bool = False) -> HostLink:
-        config = msgspec.structs.replace(self._host, name=name, dedicated=dedicated)
-        detached = {"lifetime": "detached"} if self._settings.address else {}
-        handle = ExecutionHost.options(  # pyright: ignore[reportAttributeAccessIssue]  # made by ray.remote
-            name=name,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=CALLS_AT_ONCE_MAX,
-            enable_task_events=False,
-            **detached,
-        ).remote(msgspec.json.encode(config))
+    async def _open_dedicated(self, execution_id: str) -> HostLink:
+        """A host for this execution alone; it ends when the execution has ended."""
+        name = HostName(f"{DEDICATED}{execution_id}")
+        link = self._links.get(name)
+        if link is None:
+            if sum(is_dedicated(known) for known in self._links) >= DEDICATED_MAX:
+                raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
+            link = await self._add_host(name)
+            self._client.connect(self._links, self._open_dedicated)
+        return link
+
+    async def _add_host(self, name: HostName) -> HostLink:
+        config = msgspec.structs.replace(self._host, name=name, dedicated=is_dedicated(name))
+        handle = await asyncio.to_thread(_create_host, config, detached=bool(self._settings.address))
         link = HostLink(name, handle, self._gateway_id)
         link.open()
         self._handles[name] = handle
@@ -196,14 +187,62 @@ class Supervisor:
         if not living:
             return
         owners = await asyncio.to_thread(self._log.owners)
+        self._forget_ended(owners)
+        heirs = itertools.cycle(link for link in living if not is_dedicated(link.name))
         for owner in owners:
             silent_since = self._silent_since.get(owner)
-            is_known = owner in self._links
-            if is_known and (silent_since is None or now - silent_since < LOST_SECONDS):
+            if owner in self._links and (silent_since is None or now - silent_since < LOST_SECONDS):
                 continue
-            heir = living[hash(owner) % len(living)]
+            if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
+                continue
+            self._adopted_at[owner] = now
+            if is_dedicated(owner) and owner not in self._links:
+                await self._open_dedicated(owner.removeprefix(DEDICATED))
+                continue
+            heir = next(heirs)
             log.warning("adopting the executions of a lost host", owner=owner, heir=heir.name)
             await heir.send(messages.Adopt(owner))
+
+    def _forget_ended(self, owners: Mapping[HostName, int]) -> None:
+        """Drop dedicated hosts that ended with their execution."""
+        ended = [n for n, link in self._links.items() if is_dedicated(n) and not link.is_reachable]
+        for name in ended:
+            if name not in owners and name in self._silent_since:
+                self._links.pop(name).close()
+                self._handles.pop(name)
+                self._silent_since.pop(name)
+                self._client.connect(self._links, self._open_dedicated)
+
+
+def is_dedicated(name: str) -> bool:
+    """Whether the host of this name lives for one execution."""
+    return name.startswith(DEDICATED)
+
+
+def _create_host(config: HostConfig, *, detached: bool) -> Any:
+    lifetime = {"lifetime": "detached"} if detached else {}
+    return ExecutionHost.options(
+        name=config.name,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=CALLS_AT_ONCE_MAX,
+        enable_task_events=False,
+        **lifetime,
+    ).remote(msgspec.json.encode(config))
+
+
+async def _ended(closing: Any) -> None:
+    try:
+        await closing
+    except RayError as error:
+        log.info("a host had ended before it was closed", error=str(error)[:200])
+
+
+def _shutdown_ray() -> None:
+    ray.shutdown()
 
 
 def _is_loopback(address: str) -> bool:

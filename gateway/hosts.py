@@ -36,7 +36,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     from actors.host import HostConfig
     from actors.supervision import Supervisor
 
-    client = ExecutionClient(gateway.log)
+    client = ExecutionClient(gateway.log, gateway.blobs)
     supervisor = Supervisor(
         ray,
         HostConfig(

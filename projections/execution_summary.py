@@ -24,7 +24,7 @@ IDS_MAX = 500
 class ExecutionRow(msgspec.Struct, frozen=True):
     """One row of ``executions``, columns in this order. Times in microseconds, UTC.
 
-    ``input``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of the last event.
+    ``input``, ``input_ref``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of the last event.
     ``wake_at``: the next time something is due by itself (a timer, a retry, the deadline).
     """
 
@@ -42,6 +42,7 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     callback_url: str
     debug: int
     input: str
+    input_ref: str | None
     files: str
     deadline_at: int | None
     status: str
@@ -81,6 +82,7 @@ CREATE = (
         callback_url TEXT NOT NULL,
         debug BIGINT NOT NULL,
         input TEXT NOT NULL,
+        input_ref TEXT,
         files TEXT NOT NULL,
         deadline_at BIGINT,
         status TEXT NOT NULL,
@@ -142,6 +144,7 @@ def row(state: ExecutionState, position: int) -> Row:
         state.callback_url,
         1 if state.debug else 0,
         _encode(state.input).decode(),
+        None if state.input_ref is None else _encode(state.input_ref).decode(),
         _encode(state.files).decode() if state.files else "[]",
         state.deadline_at,
         state.status,

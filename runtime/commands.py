@@ -19,6 +19,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """``placement`` empty: what the flow says."""
+
     execution_id: str
     tenant: str
     flow_id: str
@@ -34,6 +36,7 @@ class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     debug: bool = False
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
+    placement: Literal["", "pooled", "dedicated"] = ""
     owner: str = ""
 
 

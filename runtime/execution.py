@@ -91,7 +91,7 @@ def start(command: commands.StartExecution, plan: Plan) -> Decision:
         total_nodes=len(plan.steps),
         owner=command.owner,
         timeout_seconds=command.timeout_seconds or plan.timeout_seconds,
-        placement=plan.placement,
+        placement=command.placement or plan.placement,
         parent_id=command.parent_id,
         parent_node=command.parent_node,
         callback_url=command.callback_url,

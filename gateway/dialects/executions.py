@@ -104,6 +104,7 @@ async def start(call: Call) -> Response:
             tenant=call.caller.tenant,
             flow_id=flow_id,
             flow_version=published.version,
+            placement=published.plan.placement,
             source=SOURCE,
             input=given,
             correlation_id=call.given_correlation_id,

@@ -1,0 +1,40 @@
+"""What this process wants of Ray, and the environment that must stand before Ray is imported.
+
+Ray reads its configuration when it is first imported; setting a variable later changes nothing. So
+``prepare_environment`` comes before any import of ``actors.supervision``.
+"""
+
+import os
+import secrets
+
+import msgspec
+
+
+class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``address`` empty: a cluster of our own on this machine, ended with this process.
+
+    ``hosts`` 0: one for every two CPUs, at least one. ``cpus`` 0: what this process may use.
+    """
+
+    address: str = ""
+    hosts: int = 0
+    cpus: int = 0
+    temp_dir: str = ""
+
+
+def prepare_environment(settings: RaySettings) -> None:
+    """Set what Ray reads at import. A cluster of our own gets a token of its own (DESIGN 5).
+
+    Ray's ports run code for whoever may talk to them. They are kept on loopback, and with the token only
+    this process and its children may talk to them.
+    """
+    if settings.address:
+        return
+    # The switch that keeps a one-machine Ray on loopback; without it Ray listens on every interface.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Prestarted workers would idle at 45 MB each: hosts and workers are started when work needs them.
+    os.environ["RAY_prestart_worker_first_driver"] = "0"
+    os.environ["RAY_enable_worker_prestart"] = "0"
+    os.environ["RAY_maximum_gcs_destroyed_actor_cached_count"] = "1000"
