@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -55,13 +55,9 @@ class PublishedFlow(msgspec.Struct, frozen=True):
         return self.definition.version
 
     def check_input(self, value: Json) -> Json:
-        """The input with the defaults of its schema's top-level properties filled in.
-
-        Raises: InvalidInput.
-        """
-        filled = _with_defaults(self.definition.inputs, value)
-        check_input(self.definition, filled)
-        return filled
+        """The input as the execution gets it. Raises: InvalidInput."""
+        check_input(self.definition, value)
+        return value
 
 
 class Publication(NamedTuple):
@@ -238,16 +234,3 @@ def _put(cache: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, most: int) 
 def _compile(document: str | bytes | Mapping[str, Any]) -> tuple[FlowDefinition, Plan]:
     definition = parse_flow(document)
     return definition, compile_flow(definition)
-
-
-def _with_defaults(schema: Mapping[str, Json] | None, value: Json) -> Json:
-    properties: Json = schema.get("properties") if isinstance(schema, Mapping) else None
-    if not isinstance(properties, Mapping) or not isinstance(value, Mapping):
-        return value
-    given = cast("Mapping[str, Json]", value)
-    missing: dict[str, Json] = {
-        name: cast("Mapping[str, Json]", rule)["default"]
-        for name, rule in cast("Mapping[str, Json]", properties).items()
-        if name not in given and isinstance(rule, Mapping) and "default" in rule
-    }
-    return {**missing, **given} if missing else given

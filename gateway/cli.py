@@ -9,26 +9,33 @@ import typer
 
 from gateway import cli_doctor, cli_executions, cli_flows, cli_keys, cli_log, cli_run, cli_server
 from gateway.cli_failures import CliFailure, exit_with
+from runtime.errors import Diverged, DomainError, Unavailable
 
 HELP = """Durable executions on Ray: start flows, watch them, prove what happened.
 
-Without any set-up:
+[bold]Without any set-up[/bold]
 
-    heliograph demo                                   a real job, killed half way, that finishes
-    heliograph run flows/hello.yaml -i name=World     run a flow file and print its output
+\b
+  heliograph demo                              a real job, killed half way
+  heliograph run flows/hello.yaml -i name=Ada  run a flow, print its output
 
-With a server:
+[bold]With a server[/bold]
 
-    heliograph serve                                  start it; prints where it listens
-    heliograph flows publish flows/hello.yaml
-    heliograph submit hello -i name=World             prints the execution's id
-    heliograph status EXECUTION
-    heliograph events EXECUTION --follow
-    heliograph verify                                 prove that the log keeps every promise
+\b
+  heliograph serve                             says where it listens
+  heliograph flows publish flows/hello.yaml
+  heliograph submit hello -i name=Ada          prints the execution's id
+  heliograph status EXECUTION
+  heliograph events EXECUTION --follow
+  heliograph verify                            prove what the log holds
 
-Another machine's server: set HELIOGRAPH_URL and HELIOGRAPH_API_KEY. Every command has --help; add
---json in scripts. Results go to stdout, everything else to stderr; the exit code is 0 when it worked,
-2 for a mistake in the command, 1 for everything else.
+[bold]On another machine[/bold]
+
+\b
+  export HELIOGRAPH_URL=http://host:8080 HELIOGRAPH_API_KEY=hg_...
+
+Results go to stdout, everything else to stderr; --json is for scripts. The exit code is 0 when it
+worked, 2 for a mistake in the command itself, 1 for everything else.
 """
 
 app = typer.Typer(
@@ -36,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
@@ -91,23 +98,19 @@ def main() -> None:
         # `heliograph events ... | head`: nobody reads any more, which is no failure to report.
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:
-        exit_with(_expected(error))
+    except DomainError as error:
+        exit_with(_failure_of(error))
 
 
-def _expected(error: Exception) -> CliFailure:
-    """What a domain error means to a person; anything else is our bug and keeps its traceback."""
-    from runtime.errors import Diverged, DomainError, Unavailable
-
+def _failure_of(error: DomainError) -> CliFailure:
+    """What a domain error means to a person. Anything else is our bug and keeps its traceback."""
     match error:
         case Unavailable():
             return CliFailure(str(error), "`heliograph doctor` looks for the reason.")
         case Diverged():
             return CliFailure(str(error), "`heliograph verify` says what is wrong with the log.")
-        case DomainError():
-            return CliFailure(str(error))
         case _:
-            raise error
+            return CliFailure(str(error))
 
 
 if __name__ == "__main__":

@@ -91,47 +91,38 @@ def _reachable(name: str, shown: str, host: str, port: int, key: str) -> Finding
 
 
 def _store(settings: Settings) -> Finding:
+    url, shown = settings.store_url, without_password(settings.store_url)
+    if url.startswith(("postgresql:", "postgres:")):
+        from importlib.util import find_spec
+        from urllib.parse import urlsplit
+
+        if find_spec("psycopg") is None:
+            fix = "pip install 'heliograph[postgres]'"
+            return Finding("Store", "the PostgreSQL driver is missing", fix)
+        parts = urlsplit(url)
+        if parts.hostname and "host=" not in parts.query:
+            # Asked first, because opening the store tries for a long time.
+            reached = _reachable("Store", shown, parts.hostname, parts.port or 5432, "HELIOGRAPH_STORE")
+            if reached.fix:
+                return reached
+    return _opened_store(url, shown)
+
+
+def _opened_store(url: str, shown: str) -> Finding:
     from runtime.errors import DomainError
-
-    shown = without_password(settings.store_url)
-    if settings.store_url.startswith(("postgresql:", "postgres:")):
-        return _postgres(settings.store_url, shown)
-    try:
-        return Finding("Store", f"{shown}: {_open_store(settings)} events")
-    except DomainError as error:
-        return Finding("Store", f"{shown}: {error}", "Correct HELIOGRAPH_STORE, or the folder's permissions.")
-    except ValueError as error:
-        return Finding("Store", str(error), "Correct HELIOGRAPH_STORE.")
-
-
-def _open_store(settings: Settings) -> int:
     from runtime.event_log import EventLog, store_env
 
-    path = Path(settings.store_url.removeprefix("sqlite:///"))
-    if settings.store_url.startswith("sqlite:") and not path.exists():
-        return 0  # looking must not create it
-    log = EventLog.open(store_env(settings.store_url))
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return Finding("Store", f"{shown}: will be created")  # looking must not create it
     try:
-        return log.max_position()
-    finally:
-        log.close()
-
-
-def _postgres(url: str, shown: str) -> Finding:
-    try:
-        import psycopg
-    except ImportError:
-        return Finding("Store", "the PostgreSQL driver is missing", "pip install 'heliograph[postgres]'")
-    from urllib.parse import urlsplit, urlunsplit
-
-    plain = urlunsplit(urlsplit(url)._replace(query=""))
-    try:
-        with psycopg.connect(plain, connect_timeout=5) as connection:
-            version = connection.info.server_version // 10_000
-    except psycopg.Error as error:
-        reason = str(error).strip().splitlines()[-1]
-        return Finding("Store", f"{shown}: {reason}", "Start it, or correct HELIOGRAPH_STORE.")
-    return Finding("Store", f"{shown}: PostgreSQL {version} answers")
+        log = EventLog.open(store_env(url))
+        try:
+            return Finding("Store", f"{shown}: opens, the last event is at position {log.max_position()}")
+        finally:
+            log.close()
+    except (DomainError, ValueError) as error:
+        fix = "Correct HELIOGRAPH_STORE, or the permissions of what it names."
+        return Finding("Store", f"{shown}: {error}", fix)
 
 
 def without_password(url: str) -> str:
@@ -182,7 +173,7 @@ def _existing(path: Path) -> Path:
 
 
 def _shared_memory(_: Settings) -> Finding:
-    path = Path("/dev/shm")  # noqa: S108 - where Ray keeps its object store
+    path = Path("/dev/shm")
     if not path.exists():
         return Finding("Shared memory", "no /dev/shm on this system; Ray uses its temporary folder")
     free = shutil.disk_usage(path).free
@@ -201,7 +192,9 @@ def _blobs(settings: Settings) -> Finding:
 
     known: dict[str, dict[str, str]] = known_implementations
     if scheme not in known:
-        return Finding("Blobs", f"{url}: unknown scheme", "Correct HELIOGRAPH_BLOBS; for example s3://bucket/prefix.")
+        return Finding(
+            "Blobs", f"{url}: unknown scheme", "Correct HELIOGRAPH_BLOBS; for example s3://bucket/prefix."
+        )
     module = known[scheme]["class"].split(".")[0]
     if find_spec(module) is None:
         install = "pip install 'heliograph[objectstores]'" if scheme == "s3" else f"pip install {module}"
@@ -209,7 +202,7 @@ def _blobs(settings: Settings) -> Finding:
     return Finding("Blobs", url)
 
 
-CHECKS: "tuple[Callable[[Settings], Finding], ...]" = (
+CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _python,
     _ray,
     _ray_cluster,

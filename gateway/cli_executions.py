@@ -79,7 +79,8 @@ def status(
     ] = None,
     flow: Annotated[str | None, typer.Option(help="List those of this flow.", show_default=False)] = None,
     state: Annotated[
-        str | None, typer.Option("--status", help="List those in this status, e.g. failed.", show_default=False)
+        str | None,
+        typer.Option("--status", help="List those in this status, e.g. failed.", show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="List this many.")] = 20,
     tenant: Tenant = None,
@@ -129,7 +130,15 @@ def show_execution(found: dict[str, Any]) -> None:
         print_table(
             ("NODE", "STATUS", "ATTEMPT", "STARTED", "ENDED", "WHERE", "ERROR"),
             [
-                (n["node_id"], n["status"], n["attempt"], n["started_at"], n["ended_at"], n["where"], n["error"])
+                (
+                    n["node_id"],
+                    n["status"],
+                    n["attempt"],
+                    n["started_at"],
+                    n["ended_at"],
+                    n["where"],
+                    n["error"],
+                )
                 for n in found["nodes"]
             ],
         )
@@ -172,7 +181,9 @@ def _paged(server: Server, path: str, after: int) -> Any:
 def event_line(event: dict[str, Any]) -> str:
     """One event for a person: when, what, and the few details that matter."""
     data = event["data"]
-    details = [str(data[name]) for name in ("node_id", "name", "flow_id", "owner", "reason") if data.get(name)]
+    details = [
+        str(data[name]) for name in ("node_id", "name", "flow_id", "owner", "reason") if data.get(name)
+    ]
     if data.get("attempt", 1) > 1:
         details.append(f"attempt {data['attempt']}")
     if data.get("error"):

@@ -35,7 +35,13 @@ def list_flows(
     print_table(
         ("FLOW", "NAME", "VERSION", "STATE", "UPDATED"),
         [
-            (f["flow_id"], f["name"], f["version"], "enabled" if f["enabled"] else "disabled", f["updated_at"])
+            (
+                f["flow_id"],
+                f["name"],
+                f["version"],
+                "enabled" if f["enabled"] else "disabled",
+                f["updated_at"],
+            )
             for f in flows
         ],
         "no flow is published yet: `heliograph flows publish FILE`",
@@ -179,7 +185,11 @@ def is_file_name(flow: str) -> bool:
 
 @app.command()
 def disable(
-    flow: FlowArgument, tenant: Tenant = None, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+    flow: FlowArgument,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Withdraw a flow: nothing can be started; running executions go on."""
     _switch("disable", flow, tenant, as_json, url, api_key)
@@ -187,7 +197,11 @@ def disable(
 
 @app.command()
 def enable(
-    flow: FlowArgument, tenant: Tenant = None, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
+    flow: FlowArgument,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Offer a disabled flow again."""
     _switch("enable", flow, tenant, as_json, url, api_key)

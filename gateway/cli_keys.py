@@ -25,7 +25,9 @@ def create(
     expires: Annotated[
         str | None, typer.Option("--expires", help="Life of the key, e.g. 12h, 30d [default: for good].")
     ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="[default: 600]", show_default=False)] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="[default: 600]", show_default=False)
+    ] = None,
     open_streams: Annotated[int | None, typer.Option(help="[default: 50]", show_default=False)] = None,
     unfinished_executions: Annotated[
         int | None, typer.Option(help="[default: 1000]", show_default=False)

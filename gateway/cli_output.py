@@ -1,4 +1,7 @@
-"""What commands print: JSON for scripts, tables and lines for people. Results on stdout, the rest on stderr."""
+"""What commands print: JSON for scripts, tables and lines for people.
+
+Results go to stdout, the rest to stderr.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ READY_SECONDS_MAX = 90.0
 STOP_SECONDS_MAX = 30.0
 """How long it may take to stop before it is killed; everything acknowledged is durable anyway."""
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].", show_default=False)]
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].", show_default=False)
+]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080].", show_default=False)]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where the store lives [default: heliograph-data].", show_default=False)
@@ -38,15 +40,28 @@ Store = Annotated[
 
 def serve(host: Host = None, port: Port = None, data_dir: DataDir = None, store: Store = None) -> None:
     """Start the server: gateway, Ray and the store, in one process tree."""
+    from gateway.cli_output import note
     from gateway.cli_settings import load_settings
 
     folder = None if data_dir is None else str(data_dir)
     settings = load_settings(host=host, port=port, data_dir=folder, store=store)
     refuse_taken_port(settings)
 
+    from gateway.credentials import Credentials, read_credentials, write_credentials
+    from gateway.keys import NewKey
     from gateway.serve import serve as serve_here
 
-    serve_here(settings)
+    def keep(url: str, first_key: NewKey) -> None:
+        path = write_credentials(settings.data_dir, Credentials(url=url, api_key=first_key.secret))
+        note(f"kept for the command line in {path}; nothing else to set up")
+
+    kept = read_credentials(settings.data_dir)
+    if kept is not None and settings.port:
+        # The server may have moved since its first start; commands should follow it.
+        shown = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+        moved = Credentials(url=f"http://{shown}:{settings.port}", api_key=kept.api_key)
+        write_credentials(settings.data_dir, moved)
+    serve_here(settings, on_first_key=keep)
 
 
 def demo() -> None:

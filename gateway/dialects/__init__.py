@@ -5,11 +5,26 @@ Adding one: its file, and a line in `DIALECTS`. A dialect imports neither anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
-from gateway.dialects import executions
+from gateway.dialects import ability, admin, audit, executions
 from gateway.routes import Dialect
 from gateway.settings import Settings
 
-DIALECTS: tuple[Callable[[Settings], Dialect], ...] = (executions.dialect,)
+if TYPE_CHECKING:
+    from gateway.context import Gateway
+    from projections.execution_summary import ExecutionRow
+
+DIALECTS: tuple[Callable[[Settings], Dialect], ...] = (
+    executions.dialect,
+    ability.dialect,
+    admin.dialect,
+    audit.dialect,
+)
 """Each builds one contract's envelope and resources from the settings."""
+
+CALLBACK_BODIES: Mapping[str, Callable[[Gateway, ExecutionRow], Awaitable[bytes]]] = {
+    ability.SOURCE: ability.render_callback,
+}
+"""By an execution's source: what its callback carries. A dialect without callbacks is not here."""

@@ -1,0 +1,21 @@
+"""The admin API, `/api/admin`: flows, API keys, and messages to executions. Scope: admin.
+
+An admin key administers the whole installation: every tenant's executions and keys, and, with `?tenant=`,
+other tenants' flows. The gateway rules G1-G8 apply; failures are worded as `house_api` says.
+"""
+
+from __future__ import annotations
+
+from gateway.dialects.admin import executions, flows, keys
+from gateway.envelopes import Fault
+from gateway.house_api import envelope
+from gateway.routes import Dialect
+from gateway.settings import Settings
+
+PREFIX = "/api/admin"
+
+ENVELOPE = envelope(PREFIX, {"key_not_found": Fault(404, "API key not found.", "key_not_found")})
+
+
+def dialect(settings: Settings) -> Dialect:
+    return Dialect("admin", ENVELOPE, (*flows.RESOURCES, *keys.RESOURCES, *executions.RESOURCES))
