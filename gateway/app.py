@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,11 +21,12 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from actors.egress import EgressGuard, EgressRules
 from gateway import health, openapi, telemetry
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
-from gateway.dialects import DIALECTS
+from gateway.dialects import CALLBACK_BODIES, DIALECTS
 from gateway.hosts import Connect, connect_ray
 from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
 from gateway.idempotency import Idempotency
@@ -33,7 +35,9 @@ from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.reads import Reads
 from gateway.routes import Dialect
-from gateway.settings import Settings
+from gateway.settings import SettingFault, Settings
+from gateway.webhook_signing import Signatures, stored_secret
+from gateway.webhooks import Callbacks
 from projections.store import ReadStore
 from runtime.blob_store import BlobStore
 from runtime.event_log import EventLog, store_env
@@ -106,11 +110,13 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         gateway, first_key = await asyncio.to_thread(_open, settings, metrics)
         app.state.gateway = gateway
+        callbacks = await asyncio.to_thread(_callbacks, gateway)
         if on_open is not None:
             on_open(gateway, first_key)
         tasks = [
             asyncio.create_task(_connect(gateway, connect, on_ready)),
             asyncio.create_task(gateway.idempotency.purge_regularly()),
+            asyncio.create_task(callbacks.run()),
         ]
         try:
             yield
@@ -147,8 +153,28 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         idempotency=Idempotency(store, settings.idempotency_hours),
         reads=Reads(store),
         metrics=metrics,
+        egress=_egress(settings),
     )
     return gateway, first_key
+
+
+def _egress(settings: Settings) -> EgressGuard:
+    listed = ",".join(settings.callback_allow)
+    try:
+        return EgressGuard(EgressRules.parse(listed))
+    except ValueError as error:
+        raise SettingFault("HELIOGRAPH_CALLBACK_ALLOW", listed, str(error)) from None
+
+
+def _callbacks(gateway: Gateway) -> Callbacks:
+    secrets = gateway.settings.webhook_secrets or (stored_secret(gateway.settings.data_dir),)
+    try:
+        signatures = Signatures(secrets)
+    except ValueError as error:
+        # The value is left out: a secret has no place in a log.
+        raise SettingFault("HELIOGRAPH_WEBHOOK_SECRETS", "...", str(error)) from None
+    bodies = {source: partial(render, gateway) for source, render in CALLBACK_BODIES.items()}
+    return Callbacks(gateway.log, gateway.store, gateway.egress, signatures, bodies)
 
 
 async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gateway], None] | None) -> None:
@@ -160,8 +186,9 @@ async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gatew
 
 
 def _close(gateway: Gateway) -> None:
-    with suppress(Exception):
-        gateway.log.close()
+    gateway.egress.close()
+    gateway.reads.close()
+    gateway.log.close()
 
 
 def _version() -> str:

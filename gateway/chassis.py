@@ -61,6 +61,7 @@ class Chassis:
         self._envelopes = sorted(owned.items(), key=lambda item: -len(item[0]))
         self._metrics = metrics
         self._log_requests = log_requests
+        self._quiet_until = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,7 +121,9 @@ class Chassis:
         status, body = call.envelope.word(problem)
         if problem.code == "internal":
             log.error("crash", exc_info=error, **_fields(call))
-        elif status >= 500:
+        elif status >= 500 and time.monotonic() >= self._quiet_until:
+            # One line a second: an overload must not be made worse by its own log. Metrics count them all.
+            self._quiet_until = time.monotonic() + 1.0
             log.warning("unavailable", reason=str(error), **_fields(call))
         await send(
             {

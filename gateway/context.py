@@ -19,6 +19,7 @@ from runtime.event_log import EventLog, Recorded
 from runtime.ids import Micros, Position
 
 if TYPE_CHECKING:
+    from actors.egress import EgressGuard
     from gateway.catalogue import Catalogue
     from gateway.idempotency import Idempotency
     from gateway.keys import Keys
@@ -104,6 +105,7 @@ class Gateway:
     idempotency: Idempotency
     reads: Reads
     metrics: Metrics
+    egress: EgressGuard
     client: Executions | None = None
     runtime: Runtime | None = None
     startup_fault: str = ""
