@@ -67,7 +67,7 @@ START = Position(0)
 _TERMINAL_TOPICS = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
 
 
-class LaggedBehind(Exception):
+class LaggedBehind(Unavailable):
     """The reader fell more than ``READER_ITEMS_MAX`` items behind; resume after the last one it had."""
 
 
