@@ -167,7 +167,7 @@ def read_node(raw: Mapping[str, Json], report: Report, *, in_map: bool = False) 
 def _normal_flow(document: dict[str, Json]) -> dict[str, Json]:
     normal = _unless_problems(document, lambda report: _plain_or_none(read_flow(document, report)))
     nodes = document.get("nodes")
-    if isinstance(nodes, list):
+    if isinstance(nodes, list) and len(cast("list[Json]", nodes)) <= NODES_MAX:
         normal["nodes"] = [_normal_node(node, in_map=False) for node in cast("list[Json]", nodes)]
     return normal
 

@@ -13,6 +13,8 @@ from runtime.events import Json
 Report = Callable[[str, str], None]
 """Takes the path of a field and the rule it breaks."""
 
+SUGGESTIONS_MAX = 5
+
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
@@ -67,10 +69,11 @@ def _read_field(value: Json, declared: Any, path: str, report: Report, accept: C
 def report_unknown_keys(
     raw: Mapping[str, Json], known: Sequence[str], report: Report, prefix: str = ""
 ) -> None:
-    for key in raw:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            report(prefix + key, f"unknown key{f'; did you mean {close[0]}?' if close else ''}")
+    unknown = [key for key in raw if key not in known]
+    for place, key in enumerate(unknown):
+        # Comparing is slow, and past a few keys nobody mistyped.
+        close = difflib.get_close_matches(key[:64], known, n=1) if place < SUGGESTIONS_MAX else []
+        report(prefix + key, f"unknown key{f'; did you mean {close[0]}?' if close else ''}")
 
 
 def field_names(struct: type[msgspec.Struct]) -> tuple[str, ...]:

@@ -128,10 +128,11 @@ def _check_depth(text: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _unreadable(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise _unreadable(f"the key '{key}' stands twice")
+        mapping[key] = value
     return mapping
 
 

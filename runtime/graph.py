@@ -11,7 +11,7 @@ import msgspec
 
 from runtime.errors import InvalidGraph
 from runtime.events import Json
-from runtime.flow import FlowDefinition, FlowFields, NodeParts, read_flow, read_node
+from runtime.flow import NODES_MAX, FlowDefinition, FlowFields, NodeParts, read_flow, read_node
 from runtime.flow_fields import Report
 from runtime.ids import NodeId
 from runtime.inputs import check_input, check_schema, known_inputs
@@ -22,6 +22,7 @@ from runtime.plan import Evaluate, Plan, Scope, Step
 __all__ = ["check_input", "compile_flow"]
 
 PROBLEMS_MAX = 200
+CYCLES_MAX = 20
 
 
 def compile_flow(definition: FlowDefinition) -> Plan:
@@ -151,7 +152,7 @@ class _Compiler:
         needs = {node.id: tuple(node.needs) for node in self._nodes.values()}
         ordered = [self._nodes[name] for name in in_order(needs)]
         if len(ordered) < len(needs):
-            for cycle in cycles(needs):
+            for cycle in cycles(needs, at_most=CYCLES_MAX):
                 path = " -> ".join((*cycle, cycle[0]))
                 self._report_of(cycle[0])("needs", f"the nodes form a cycle: {path}")
         self._check_reachable(ordered)
@@ -165,7 +166,8 @@ class _Compiler:
         return lambda field, rule: self._problems.append((node_id, field, rule))
 
     def _read_nodes(self, raw_nodes: list[Json]) -> None:
-        for index, raw in enumerate(raw_nodes):
+        # Were there more, that alone is the problem to report.
+        for index, raw in enumerate(raw_nodes if len(raw_nodes) <= NODES_MAX else []):
             if not isinstance(raw, dict):
                 self._report_of("")(f"nodes[{index}]", "must be an object")
                 continue

@@ -25,22 +25,23 @@ def in_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
     return ordered
 
 
-def cycles(needs: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Cycles that share no name, each in running order; together they touch every knot of the graph."""
+def cycles(needs: Mapping[str, Sequence[str]], *, at_most: int) -> list[list[str]]:
+    """Cycles that share no name, each in running order; all of them if there are no more than ``at_most``."""
     left = {name: list(dict.fromkeys(needs[name])) for name in needs}
     found: list[list[str]] = []
-    while True:
+    while len(found) < at_most:
         # Only names before a cycle can be ordered; what stays either lies on a cycle or behind one.
         ordered = set(in_order(left))
         left = {
             name: [need for need in left[name] if need not in ordered] for name in left if name not in ordered
         }
         if not left:
-            return found
+            break
         cycle = _one_cycle(left)
         found.append(cycle)
         gone = set(cycle)
         left = {name: [need for need in left[name] if need not in gone] for name in left if name not in gone}
+    return found
 
 
 def _one_cycle(needs: Mapping[str, Sequence[str]]) -> list[str]:

@@ -25,6 +25,8 @@ from jinja2.visitor import NodeTransformer
 from runtime.plan import Scope
 
 OUTPUT_CHARS_MAX = 1_048_576
+TEMPLATE_CHARS_MAX = 65_536
+"""Compiling takes up to 35 us a character. Plain text has no bound of its own."""
 LOOP_ROUNDS_MAX = 100_000
 """All rounds of all loops of one rendering together."""
 INTEGER_BITS_MAX = 4_096
@@ -124,6 +126,8 @@ def compile_template(text: str, names: frozenset[str]) -> Template:
     """
     if not any(mark in text for mark in ("{{", "{%", "{#")):
         return Template(lambda _scope: text)
+    if len(text) > TEMPLATE_CHARS_MAX:
+        raise TemplateSyntax(f"a template may have {TEMPLATE_CHARS_MAX} characters at most")
     try:
         tree = _ENVIRONMENT.parse(text)
         node_reads, input_reads = _references(tree, names)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
+from jmespath.exceptions import JMESPathError
 
 from runtime.events import Json
 from runtime.expressions import (
@@ -105,7 +106,12 @@ class TextBinder:
         if compiled is None:
             return _unbound, None
         evaluate = compiled.evaluate
-        always = is_truthy(evaluate({})) if compiled.is_constant else None
+        always: bool | None = None
+        if compiled.is_constant:
+            try:
+                always = is_truthy(evaluate({}))
+            except JMESPathError as error:
+                self._report(field, f"always fails: {error}")
         return lambda scope: is_truthy(evaluate(scope)), always
 
     def _expression(self, field: str, text: str) -> Expression | None:

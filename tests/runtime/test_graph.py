@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from runtime.errors import InvalidGraph, InvalidInput
-from runtime.flow import parse_flow
-from runtime.graph import check_input, compile_flow
+from runtime.flow import NODES_MAX, parse_flow
+from runtime.graph import CYCLES_MAX, check_input, compile_flow
 from runtime.ids import NodeId
 from runtime.plan import Plan, Resources
 
@@ -168,6 +168,15 @@ def test_a_condition_follows_the_truth_of_jmespath() -> None:
         ({"kind": "template", "template": "x"}, ("", "nodes[0].id", "is required")),
         ({"id": "a", "kind": "map", "over": "inputs.x", "each": {}}, ("a", "each.kind", "is required")),
         (
+            text("a", when="starts_with('x', `5`)"),
+            (
+                "a",
+                "when",
+                "always fails: In function starts_with(), invalid type for value: 5, "
+                "expected one of: ['string'], received: \"number\"",
+            ),
+        ),
+        (
             {"id": "a", "kind": "map", "over": "inputs.x", "each": {"kind": "sleep", "seconds": 1}},
             (
                 "a",
@@ -307,6 +316,18 @@ def test_the_number_of_problems_is_bounded() -> None:
 
     assert len(problems) == 201
     assert problems[-1] == ("", "", "and 100 more problems")
+
+
+def test_the_number_of_nodes_is_bounded() -> None:
+    problems = problems_of(*(text(f"n{i}") for i in range(NODES_MAX + 1)), output="${inputs.x}")
+
+    assert problems == [("", "nodes", f"expected list of length <= {NODES_MAX}")]
+
+
+def test_the_number_of_cycles_named_is_bounded() -> None:
+    problems = problems_of(*(text(f"n{i}", needs=[f"n{i}"]) for i in range(CYCLES_MAX + 5)))
+
+    assert len(problems) == CYCLES_MAX
 
 
 def test_nodes_that_can_never_run_are_named() -> None:

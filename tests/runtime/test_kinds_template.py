@@ -6,7 +6,13 @@ import pytest
 from jinja2.exceptions import SecurityError, UndefinedError
 
 from runtime.expressions import MAP_NAMES, NAMES
-from runtime.templates import LOOP_ROUNDS_MAX, OUTPUT_CHARS_MAX, TemplateSyntax, compile_template
+from runtime.templates import (
+    LOOP_ROUNDS_MAX,
+    OUTPUT_CHARS_MAX,
+    TEMPLATE_CHARS_MAX,
+    TemplateSyntax,
+    compile_template,
+)
 
 SCOPE: dict[str, Any] = {
     "inputs": {"who": "me", "items": [1, 2], "obj": {"keys": "mine"}, "tags": "<a>"},
@@ -69,6 +75,7 @@ def test_what_a_template_mentions_is_known() -> None:
         ("{% include 'x' %}", "'include' is not available"),
         ("{% extends 'x' %}", "'extends' is not available"),
         ("{% macro m() %}{% endmacro %}", "'macro' is not available"),
+        ("{{ 1 }}" + "x" * TEMPLATE_CHARS_MAX, f"{TEMPLATE_CHARS_MAX} characters at most"),
         ("{{ 1 +", "end of template"),
         ("{{ " + "(" * 5000, "nested too deeply"),
     ],
@@ -103,7 +110,7 @@ def test_what_could_harm_the_host_is_stopped(text: str) -> None:
 
 
 def test_the_output_may_be_as_long_as_the_bound() -> None:
-    text = "{% for i in range(16) %}" + "x" * (OUTPUT_CHARS_MAX // 16) + "{% endfor %}"
+    text = "{% for i in range(1024) %}" + "x" * (OUTPUT_CHARS_MAX // 1024) + "{% endfor %}"
 
     assert len(rendered(text)) == OUTPUT_CHARS_MAX
 
