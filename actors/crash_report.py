@@ -1,23 +1,28 @@
-"""Finds out why a worker process is gone: Ray knows that it ended, the process itself knows more.
+"""Finds out when and why a worker process is gone: Ray knows that it ended, the process itself knows more.
 
 Before it runs anything, a worker arranges that a fatal signal (``faulthandler``) and ``os._exit`` leave a
 note in its own stderr file, which Ray keeps with its logs. The host reads it after the crash, if it is on
 the same machine. A process killed from outside leaves no note.
 """
 
+import asyncio
 import faulthandler
 import os
 import re
+import socket
 import sys
 from typing import NoReturn
 
 from ray.exceptions import OutOfMemoryError, RayError, TaskCancelledError
 
+from actors.step_call import WorkerAddress
 from actors.step_execution import TRACEBACK_CHARS_MAX, bounded, format_stack, short_path
 from runtime.events import StepError
 
 CRASHED = "the worker process died while it ran the function"
 NOTE_BYTES_MAX = 64 * 1024
+KILL_SECONDS_MAX = 10.0
+_LOOK_SECONDS = 0.01
 _FATAL = "Fatal Python error: "
 _EXIT = "Fatal call: "
 
@@ -58,6 +63,29 @@ def last_words(stderr_path: str) -> tuple[str, str] | None:
     stack = re.sub(r'File "([^"]+)"', lambda found: f'File "{short_path(found[1])}"', stack)
     cause = cause.removeprefix(_FATAL).removeprefix(_EXIT)
     return cause, bounded(stack.strip() + "\n", TRACEBACK_CHARS_MAX)
+
+
+async def wait_until_gone(address: WorkerAddress) -> bool:
+    """Whether a killed worker really ended in time; Ray reports the death some 20 ms before it happens.
+
+    Only known for a process of this machine; of another one the report has to do.
+    """
+    if address.host != socket.gethostname():
+        return True
+    for _ in range(int(KILL_SECONDS_MAX / _LOOK_SECONDS)):
+        if not is_running(address.pid):
+            return True
+        await asyncio.sleep(_LOOK_SECONDS)
+    return False
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            state = stat.read().rpartition(b")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != b"Z"
 
 
 def crash_error(error: RayError) -> StepError:

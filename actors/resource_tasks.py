@@ -8,6 +8,7 @@ can't be placed waits until it can be, or until its caller cancels.
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from typing import Any, cast
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, WorkerCrashedError
 
 from actors import step_call
-from actors.crash_report import crash_error
-from actors.step_call import MIB, StepCall, StepOutcome, WorkerLimits
+from actors.crash_report import KILL_SECONDS_MAX, crash_error, wait_until_gone
+from actors.step_call import MIB, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
 from runtime.errors import Overloaded, Unavailable
 from runtime.events import StepError
@@ -29,7 +30,7 @@ from runtime.plan import Resources
 WATCH_SECONDS = 0.1
 """How soon the task's main thread notices a cancellation; the function's end it notices at once."""
 DEATH_SECONDS_MAX = 30.0
-KILL_SECONDS_MAX = 10.0
+GRACE_MARGIN_SECONDS = 2.0
 
 
 class ResourceTasks:
@@ -51,12 +52,12 @@ class ResourceTasks:
         options = task_options(call.resources)
         items: Any = _step_task.options(**options).remote(self._encoded_limits, step_call.encode(call))
         self._open.add(items)
-        where = ""
+        address = WorkerAddress(where="")
         try:
             async for item in items:
                 answer: bytes = await item
-                if not where:
-                    where = step_call.decode_address(answer).where
+                if not address.where:
+                    address = step_call.decode_address(answer)
                     continue
                 outcome = step_call.decode_outcome(answer)
                 if outcome.error is not None and outcome.error.type == "TimeoutError":
@@ -66,9 +67,9 @@ class ResourceTasks:
         except RayError as error:
             if self._closed:
                 raise Unavailable("the worker pool was closed") from error
-            return StepOutcome(error=crash_error(error), where=where, started=bool(where))
+            return StepOutcome(error=crash_error(error), where=address.where, started=bool(address.where))
         except asyncio.CancelledError:
-            await self._stop(items, waiting=not where)
+            await self._stop(items, address)
             raise
         finally:
             self._open.discard(items)
@@ -78,15 +79,19 @@ class ResourceTasks:
         for items in tuple(self._open):
             await self._kill(items)
 
-    async def _stop(self, items: Any, *, waiting: bool) -> None:
+    async def _stop(self, items: Any, address: WorkerAddress) -> None:
         """Interrupt the task and wait for its end; killed after the grace period."""
         end = asyncio.wrap_future(items.completed().future())
         end.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.to_thread(_cancel, items, force=False)
-        await asyncio.wait({end}, timeout=0 if waiting else self._limits.grace_seconds)
+        # The task itself keeps the grace period; the margin is for one that can't any more.
+        grace = self._limits.grace_seconds + GRACE_MARGIN_SECONDS if address.where else 0
+        await asyncio.wait({end}, timeout=grace)
         if not end.done():
             await self._kill(items)
             await asyncio.wait({end}, timeout=KILL_SECONDS_MAX)
+        if end.done() and isinstance(end.exception(), WorkerCrashedError):
+            await wait_until_gone(address)
 
     @staticmethod
     async def _kill(items: Any) -> None:
@@ -116,44 +121,50 @@ def task_options(resources: Resources) -> dict[str, Any]:
 def step_task(limits: bytes, encoded_call: bytes) -> Iterator[bytes]:
     """In the task: run one call; yields where it runs, then its encoded outcome."""
     (call,) = step_call.decode_calls(b"[" + encoded_call + b"]")
-    worker = StepWorker(limits, own_process=False)
-    yield worker.ready()
-    replies: list[bytes] = []
-    calls = step_call.encode([call])
-    thread = threading.Thread(target=lambda: replies.append(worker.run(1, calls)), daemon=True)
+    grace = msgspec.json.decode(limits, type=WorkerLimits).grace_seconds
+    cancelled = threading.Event()
     with ExitStack() as stack:
+        # Ray cancels a task by a simulated SIGINT, and repeats it while the task goes on. As a flag it
+        # can't tear through the clean-up below.
+        before = signal.signal(signal.SIGINT, lambda _number, _frame: cancelled.set())
+        stack.callback(signal.signal, signal.SIGINT, before)
+        worker = StepWorker(limits, own_process=False)
         stack.callback(worker.close)
+        yield worker.ready()
         if call.resources is not None and call.resources.memory_mb:
             stack.enter_context(memory_allowed(call.resources.memory_mb))
+        replies: list[bytes] = []
+        calls = step_call.encode([call])
+        thread = threading.Thread(target=lambda: replies.append(worker.run(1, calls)), daemon=True)
         thread.start()
-        try:
-            in_time = _ends(thread, call.timeout_seconds)
-        except KeyboardInterrupt:  # Ray's way of cancelling a task; what we yield now nobody reads
-            in_time = False
+        in_time = _ends(thread, call.timeout_seconds, cancelled)
         if not in_time:
             worker.interrupt(1)
-            grace = msgspec.json.decode(limits, type=WorkerLimits).grace_seconds
-            _ends(thread, grace)
+            if not _ends(thread, grace) and cancelled.is_set():
+                os._exit(1)  # nobody reads an answer, and the process must not serve anybody else
         if replies:
             outcome = step_call.decode_reply(replies[0]).outcomes[0]
         else:
             outcome = step_call.decode_outcome(worker.snapshot(1))
         if not in_time:
-            outcome = timed_out(call, outcome, step_call.decode_address(worker.ready()).where)
+            outcome = timed_out(call, outcome, outcome.where)
         yield step_call.encode(outcome)
         if thread.is_alive():
-            # The function still runs: its process must not serve anybody else. The host kills it as
-            # soon as it has the answer; should the host be gone, it ends itself.
-            _ends(thread, DEATH_SECONDS_MAX)
+            # The function still runs. The host kills the process as soon as it has the answer; should
+            # the host be gone, the process ends itself.
+            _ends(thread, DEATH_SECONDS_MAX, cancelled)
             os._exit(1)
 
 
-def _ends(thread: threading.Thread, seconds: float | None) -> bool:
-    """Whether the thread ends in time; short waits, so that an interrupt gets through in between."""
+def _ends(thread: threading.Thread, seconds: float | None, cancelled: threading.Event | None = None) -> bool:
+    """Whether the thread ends in time and before ``cancelled``.
+
+    Short waits, because Python runs signal handlers only between them.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
     while thread.is_alive():
         left = WATCH_SECONDS if deadline is None else deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or (cancelled is not None and cancelled.is_set()):
             return False
         thread.join(min(left, WATCH_SECONDS))
     return True

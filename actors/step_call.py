@@ -86,6 +86,8 @@ class WorkerAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker process is, and the file its last words go to (empty if there is none)."""
 
     where: str
+    host: str = ""
+    pid: int = 0
     stderr_path: str = ""
 
 

@@ -44,8 +44,9 @@ class StepWorker:
         self._blobs = blobs
         self._coroutines = AsyncSteps()
         self._capture = StepCapture(self._limits.log_bytes_max, own_process=own_process)
-        self._where = f"{socket.gethostname()}/{os.getpid()}"
-        self._address = WorkerAddress(where=self._where)
+        host, pid = socket.gethostname(), os.getpid()
+        self._where = f"{host}/{pid}"
+        self._address = WorkerAddress(where=self._where, host=host, pid=pid)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._batch = 0
@@ -58,7 +59,7 @@ class StepWorker:
         self._threads_before = threading.active_count()
         if own_process:
             allow_memory(self._limits.memory_max_mb)
-            self._address = WorkerAddress(where=self._where, stderr_path=leave_last_words())
+            self._address = msgspec.structs.replace(self._address, stderr_path=leave_last_words())
         self._capture.install()
 
     def ready(self) -> bytes:

@@ -35,7 +35,13 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import step_call
-from actors.crash_report import CRASHED, crash_error, last_words
+from actors.crash_report import (
+    CRASHED,
+    KILL_SECONDS_MAX,
+    crash_error,
+    last_words,
+    wait_until_gone,
+)
 from actors.resource_tasks import ResourceTasks, timed_out
 from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorkerActor
@@ -47,7 +53,6 @@ logger = logging.getLogger(__name__)
 DURATION_WEIGHT = 0.2
 DURATIONS_MAX = 10_000
 SNAPSHOT_SECONDS_MAX = 1.0
-KILL_SECONDS_MAX = 10.0
 START_FAILURES_MAX = 3
 START_RETRY_SECONDS = 0.5
 
@@ -484,6 +489,8 @@ class WorkerPool:
                 left = step_call.decode_outcome(snapshot.result())
             await self._discard(worker)
             await asyncio.wait({reply}, timeout=KILL_SECONDS_MAX)
+            if not await wait_until_gone(worker.address):
+                logger.error("step worker %s was killed and is still there", worker.where)
         pending.settle(timed_out(pending.call, left, worker.where))
         return retire
 
