@@ -53,9 +53,10 @@ def decode(topic: str, data: bytes) -> Event:
     Raises: Diverged for a stored name or class version this code doesn't know, and for a body that
     doesn't fit its class.
     """
-    decoder = _DECODERS.get(topic)
-    if decoder is None:
-        decoder = _decoder(topic)
+    cls = EVENT_TYPES.get(topic)
+    if cls is None:
+        raise Diverged(f"the log holds an event named {topic!r}, which this release doesn't know")
+    decoder = _DECODERS.get(cls) or _decoder(cls)
     try:
         if decoder.class_version == 1 and data.find(_VERSION_KEY, 0, _VERSION_WINDOW) < 0:
             return decoder.decode(data)
@@ -74,15 +75,12 @@ class _Decoder(msgspec.Struct, frozen=True):
     decode: Callable[[bytes], Event]
 
 
-_DECODERS: dict[str, _Decoder] = {}
+_DECODERS: dict[type[Event], _Decoder] = {}
 
 
-def _decoder(topic: str) -> _Decoder:
-    cls = EVENT_TYPES.get(topic)
-    if cls is None:
-        raise Diverged(f"the log holds an event named {topic!r}, which this release doesn't know")
+def _decoder(cls: type[Event]) -> _Decoder:
     decoder = _Decoder(cls, cls.class_version, msgspec.json.Decoder(cls).decode)
-    _DECODERS[topic] = decoder
+    _DECODERS[cls] = decoder
     return decoder
 
 

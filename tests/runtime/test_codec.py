@@ -53,7 +53,7 @@ def test_every_event_comes_back_as_it_was(topic: str) -> None:
 
 
 def test_every_event_declares_a_stored_name_of_its_own() -> None:
-    assert all(topic and cls.TOPIC == topic for topic, cls in EVENT_TYPES.items())
+    assert all(topic and topic == cls.TOPIC for topic, cls in EVENT_TYPES.items())
     assert all("{" not in topic for topic in EVENT_TYPES), "a brace would let name and body run together"
 
 
