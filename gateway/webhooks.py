@@ -170,6 +170,12 @@ class Callbacks:
                 log.exception("callbacks_failed", loop=name, pause_seconds=pause)
             await asyncio.sleep(pause)
 
+    async def settled(self) -> None:
+        """Wait until no attempt is in flight; each takes at most `TOTAL_SECONDS` and its record."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight.values())
+            await asyncio.sleep(0)  # the tasks' own callbacks run before this returns
+
     async def _drain(self) -> None:
         """Give attempts in flight a moment, then give them up: they will be made again."""
         tasks = list(self._in_flight.values())
