@@ -132,8 +132,10 @@ class EventLog:
     """Appends to and reads from the log. Raises: Unavailable from every method when the store is away."""
 
     def __init__(
-        self, factory: InfrastructureFactory[Any], recorder: LogRecorder, mapper: EventMapper
+        self, factory: InfrastructureFactory[Any], recorder: LogRecorder, mapper: EventMapper, name: str
     ) -> None:
+        """``name`` says which store it is in messages for people; it holds no secret."""
+        self.name = name
         self.factory = factory
         self.recorder = recorder
         self._mapper = mapper
@@ -155,8 +157,8 @@ class EventLog:
             recorder = cast("LogRecorder", factory.application_recorder())
             mapper = cast("EventMapper", factory.mapper())
         except (EventSourcingError, OSError) as error:
-            raise Unavailable(f"the event log can't be opened: {error}") from error
-        return cls(factory, recorder, mapper)
+            raise Unavailable(f"the event log {_name(env)} can't be opened: {error}") from error
+        return cls(factory, recorder, mapper, _name(env))
 
     def append(self, appends: Sequence[Append]) -> list[Outcome]:
         """Record a group of streams' events in one transaction; one outcome each, in order.
@@ -308,7 +310,14 @@ class EventLog:
             raise
         except EventSourcingError as error:
             # Also a closed pool, a full disk or a broken file: the caller can only come back later.
-            raise Unavailable(f"the event log is unavailable: {error or type(error).__name__}") from error
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"the event log {self.name} is unavailable: {reason}") from error
+
+
+def _name(env: Mapping[str, str]) -> str:
+    if "POSTGRES_HOST" not in env:
+        return env.get("SQLITE_DBNAME", "")
+    return f"{env['POSTGRES_HOST']}:{env.get('POSTGRES_PORT', '')}/{env.get('POSTGRES_DBNAME', '')}"
 
 
 _MAPPER_TOPIC = "runtime.event_log:EventMapper"
