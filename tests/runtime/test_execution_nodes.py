@@ -10,6 +10,7 @@ from runtime.evolution import evolve
 from runtime.execution import fold
 from runtime.ids import SECOND
 from runtime.plan import RetryPolicy
+from runtime.scheduling import wake_at
 from tests.runtime.scenario import T0, Scenario, kinds, node, plan_of
 
 A = node("a")
@@ -274,6 +275,7 @@ def test_a_timer_after_the_signal_changes_nothing() -> None:
     scenario = waiting_for_signal(until=T0 + 5 * SECOND)
     signalled(scenario)
     assert scenario.after(5).when(commands.FireTimer, node_id=A) == []
+    assert wake_at(scenario.state) is None
 
 
 def test_a_timer_after_an_accepted_cancel_changes_nothing() -> None:
