@@ -155,9 +155,14 @@ class HostLink:
 
     async def _call(self, batch: list[tuple[Message, "asyncio.Future[Answer]", float]]) -> None:
         try:
-            answers = messages.decode_answers(
-                await self._handle.deliver.remote(messages.encode([message for message, _, _ in batch]))
-            )
+            call = self._handle.deliver.remote(messages.encode([message for message, _, _ in batch]))
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                answers = messages.decode_answers(await call)
+        except TimeoutError:
+            # The host lives but can't record: its store is away. It goes on trying; the caller may too.
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(Unavailable(f"host {self.name} could not record it in time"))
         except RayError as error:
             self._reachable.clear()
             log.warning("host unreachable, sending again", host=self.name, error=str(error)[:200])

@@ -27,7 +27,6 @@ import msgspec
 import ray
 import structlog
 from ray.actor import exit_actor
-from runtime.blob_store import BlobStore
 
 from actors import messages
 from actors.execution_actor import ExecutionActor
@@ -40,6 +39,7 @@ from actors.watchers import Watchers
 from actors.worker_pool import PoolSettings, WorkerPool
 from actors.writer import Committed, GroupCommitWriter
 from runtime import commands, execution, scheduling
+from runtime.blob_store import BlobStore
 from runtime.errors import (
     Conflict,
     Diverged,

@@ -32,9 +32,13 @@ def prepare_environment(settings: RaySettings) -> None:
         return
     # The switch that keeps a one-machine Ray on loopback; without it Ray listens on every interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # Prestarted workers would idle at 45 MB each: hosts and workers are started when work needs them.
-    os.environ["RAY_prestart_worker_first_driver"] = "0"
-    os.environ["RAY_enable_worker_prestart"] = "0"
-    os.environ["RAY_maximum_gcs_destroyed_actor_cached_count"] = "1000"
+    os.environ.update(
+        {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Prestarted workers would idle at 45 MB each: hosts and workers start when work needs them.
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_enable_worker_prestart": "0",
+            "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
+        }
+    )
