@@ -82,7 +82,9 @@ class Server:
         """Start an execution by the executions contract (3.1)."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = {"input_data": input_data}
-        return self._ask("POST", f"/v1/executions/{_segment(flow)}/async", json=body, headers=headers)
+        unknown = CliFailure(f"no published flow is called {flow!r}", _HINTS["flow_not_found"])
+        path = f"/v1/executions/{_segment(flow)}/async"
+        return self._ask("POST", path, unknown=unknown, json=body, headers=headers)
 
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
@@ -111,6 +113,8 @@ class Server:
                         source.response.read()
                         raise self._refusal(source.response)
                     for event in source.iter_sse():
+                        if not event.data:
+                            continue  # the line that says how soon to come back
                         silent_attempts = 0
                         last = int(event.id) if event.id.isdigit() else last
                         yield event
@@ -123,7 +127,10 @@ class Server:
                     raise self._unreachable(error) from None
                 _pause(min(0.2 * 2**silent_attempts, 5.0))
 
-    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, *, unknown: CliFailure | None = None, **request: Any
+    ) -> dict[str, Any]:
+        """``unknown``: what a 404 means, when it's clearer than the server's own words."""
         import httpx
 
         try:
@@ -131,6 +138,8 @@ class Server:
                 response = self._client.request(method, path, **request)
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
+        if response.status_code == 404 and unknown is not None:
+            raise unknown
         if not response.is_success:
             raise self._refusal(response)
         try:

@@ -45,9 +45,9 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         for finding in findings:
             mark = "ok  " if not finding.fix else "FAIL" if finding.fatal else "warn"
-            typer.echo(f"{mark}  {finding.name:<12} {finding.found}")
+            typer.echo(f"{mark}  {finding.name:<14} {finding.found}")
             if finding.fix:
-                typer.echo(f"      {'':<12} -> {finding.fix}")
+                typer.echo(f"      {'':<14} -> {finding.fix}")
     broken = [finding.name for finding in findings if finding.fix and finding.fatal]
     if broken:
         raise CliFailure(f"not ready to run: {', '.join(broken)}")

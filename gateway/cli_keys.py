@@ -19,7 +19,7 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for, e.g. 'nightly import'.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", help="admin, execute or read; repeat for several [default: execute, read]."),
+        typer.Option("--scope", help="admin, run, read or audit; repeat for several [default: run, read, audit]."),
     ] = None,
     tenant: Tenant = None,
     expires: Annotated[
@@ -51,7 +51,7 @@ def create(
         raise usage("--unlimited excludes the other limits")
     body = {
         "name": name,
-        "scopes": scope or ["execute", "read"],
+        "scopes": scope or ["run", "read", "audit"],
         "tenant": tenant,
         "expires_in_seconds": None if expires is None else _seconds(expires),
         "limits": dict.fromkeys(limits) if unlimited else given,
