@@ -12,7 +12,7 @@ from tests.sandbox import Sandbox
 
 @pytest.fixture(scope="session")
 def live_server(sandbox: Sandbox) -> Iterator[LiveServer]:
-    """One server for all contracts; keep-alives and send time-outs are short, so that tests can wait for them."""
+    """One server for all contracts; its intervals are short, so that tests can wait for them."""
     server = LiveServer(
         sandbox.root / "live",
         keep_alive_seconds="0.3",

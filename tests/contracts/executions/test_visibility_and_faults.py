@@ -137,7 +137,8 @@ def test_open_streams_of_a_key_are_bounded(server: LiveServer, client: httpx.Cli
     key = server.make_key("read", open_streams_max=1)
     with server.client(key) as limited, server.client(key) as other:
         with limited.stream("GET", f"/v1/executions/{execution_id}/stream") as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: httpx closes the response with its iterator
+            next(lines)
             refused = other.get(f"/v1/executions/{execution_id}/stream")
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
