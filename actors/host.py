@@ -66,6 +66,9 @@ PASSIVATE_AFTER_SECONDS = 1.0
 CRASHES_MAX = 3
 """Times an execution is recovered from a fault of ours before it fails with ``InternalError``."""
 
+LEAVE_AFTER_SECONDS = 1.0
+"""How long a dedicated host stays after its execution's end, for the feed to be read."""
+
 WAKE_SECONDS_MAX = 60.0
 """The host asks the store for due timers at least this often."""
 
@@ -112,6 +115,7 @@ class Host:
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None
         self._state: str = "recovering"
+        self._has_left = False
 
     # --- calls from outside ---------------------------------------------------------------------------
 
@@ -124,7 +128,10 @@ class Host:
     async def poll(self, gateway_id: str, wait_seconds: float) -> bytes:
         """The next batch of the live feed for one gateway (see ``watchers``)."""
         await self._start()
-        return messages.encode(await self._watchers.poll(gateway_id, wait_seconds))
+        batch = await self._watchers.poll(gateway_id, wait_seconds)
+        if self._has_left:
+            exit_actor()  # works only inside of a call; Ray does not restart an actor that left by itself
+        return messages.encode(batch)
 
     async def status(self) -> bytes:
         await self._start()
@@ -399,8 +406,11 @@ class Host:
             self._wake_by(wake_at)
 
     async def _leave(self) -> None:
-        await self.close()
-        exit_actor()
+        """A dedicated host ends with its execution, after its followers were told of the end."""
+        await asyncio.sleep(LEAVE_AFTER_SECONDS)
+        if not self._actors:
+            self._has_left = True
+            self._watchers.wake_all()
 
     def fenced(self, actor: ExecutionActor) -> None:
         """Somebody else wrote the stream. Forget it, unless the log says that it is still ours."""

@@ -79,6 +79,11 @@ class Watchers:
             self._gateways[gateway_id].put(delta)
             self._gateways[gateway_id].news.set()
 
+    def wake_all(self) -> None:
+        """Answer every poll now."""
+        for gateway in self._gateways.values():
+            gateway.news.set()
+
     async def poll(self, gateway_id: str, wait_seconds: float) -> FeedBatch:
         """What happened since the last poll; waits at most ``wait_seconds`` for something to happen."""
         loop = asyncio.get_running_loop()
