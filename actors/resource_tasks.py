@@ -31,6 +31,7 @@ WATCH_SECONDS = 0.1
 """How soon the task's main thread notices a cancellation; the function's end it notices at once."""
 DEATH_SECONDS_MAX = 30.0
 GRACE_MARGIN_SECONDS = 2.0
+PLACEMENTS_MAX = 3
 
 
 class ResourceTasks:
@@ -45,12 +46,22 @@ class ResourceTasks:
 
     async def run(self, call: StepCall) -> StepOutcome:
         """As ``WorkerPool.run``. Raises: Overloaded at ``tasks_max`` placed and waiting tasks."""
-        if call.resources is None:
-            raise ValueError("a Ray task needs declared resources")
         if len(self._open) >= self._tasks_max:
             raise Overloaded(f"{len(self._open)} steps with declared resources are under way")
-        options = task_options(call.resources)
-        items: Any = _step_task.options(**options).remote(self._encoded_limits, step_call.encode(call))
+        outcome = await self._run_once(call)
+        for _ in range(PLACEMENTS_MAX - 1):
+            if outcome.started or self._closed:
+                break
+            # Its process died before the function began, for instance because Ray had handed the task
+            # to one that was just being killed: not the function's fault, so not its attempt.
+            outcome = await self._run_once(call)
+        return outcome
+
+    async def _run_once(self, call: StepCall) -> StepOutcome:
+        if call.resources is None:
+            raise ValueError("a Ray task needs declared resources")
+        task = _step_task.options(**task_options(call.resources))
+        items: Any = task.remote(self._encoded_limits, step_call.encode(call))
         self._open.add(items)
         address = WorkerAddress(where="")
         try:
@@ -61,15 +72,20 @@ class ResourceTasks:
                     continue
                 outcome = step_call.decode_outcome(answer)
                 if outcome.error is not None and outcome.error.type == "TimeoutError":
-                    await self._kill(items)  # the function may hang on, and its process must go
+                    # The function may hang on, and then its process must go.
+                    await self._end(items, address, within=WATCH_SECONDS)
                 return outcome
             raise Unavailable("the step's task ended without an answer")
         except RayError as error:
             if self._closed:
                 raise Unavailable("the worker pool was closed") from error
-            return StepOutcome(error=crash_error(error), where=address.where, started=bool(address.where))
+            where = address.where
+            return StepOutcome(error=crash_error(error), where=where, started=bool(where))
         except asyncio.CancelledError:
-            await self._stop(items, address)
+            await asyncio.to_thread(_cancel, items, force=False)
+            # The task itself keeps the grace period; the margin is for one that can't any more.
+            grace = self._limits.grace_seconds + GRACE_MARGIN_SECONDS
+            await self._end(items, address, within=grace if address.where else 0)
             raise
         finally:
             self._open.discard(items)
@@ -79,18 +95,17 @@ class ResourceTasks:
         for items in tuple(self._open):
             await self._kill(items)
 
-    async def _stop(self, items: Any, address: WorkerAddress) -> None:
-        """Interrupt the task and wait for its end; killed after the grace period."""
+    async def _end(self, items: Any, address: WorkerAddress, within: float) -> None:
+        """Wait for the task's end, forced when it doesn't come ``within`` so many seconds."""
         end = asyncio.wrap_future(items.completed().future())
         end.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.to_thread(_cancel, items, force=False)
-        # The task itself keeps the grace period; the margin is for one that can't any more.
-        grace = self._limits.grace_seconds + GRACE_MARGIN_SECONDS if address.where else 0
-        await asyncio.wait({end}, timeout=grace)
+        await asyncio.wait({end}, timeout=within)
         if not end.done():
             await self._kill(items)
             await asyncio.wait({end}, timeout=KILL_SECONDS_MAX)
-        if end.done() and isinstance(end.exception(), WorkerCrashedError):
+            if address.where:
+                await wait_until_gone(address)
+        elif isinstance(end.exception(), WorkerCrashedError):
             await wait_until_gone(address)
 
     @staticmethod

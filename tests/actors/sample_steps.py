@@ -116,7 +116,7 @@ def spin_if(value: int, endless: int) -> int:
 def wait_for_cancel(started: str) -> str:
     """Leaves a file behind when it begins and another when it saw the cancellation."""
     step = step_context.current()
-    Path(started).touch()
+    Path(started).write_text(str(os.getpid()))
     print("waiting")
     deadline = time.monotonic() + 60
     while not step.is_cancelled() and time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def ignore_cancel(started: str) -> NoReturn:
 
 
 async def sleep_for_ever(started: str) -> None:
-    Path(started).touch()
+    Path(started).write_text(str(os.getpid()))
     try:
         await asyncio.sleep(3600)
     finally:

@@ -63,9 +63,10 @@ def failure(outcome: StepOutcome) -> StepError:
     return outcome.error
 
 
-async def wait_for(path: Path) -> None:
+async def wait_for(path: Path, running: "asyncio.Task[StepOutcome]") -> None:
     """Until the step has left its mark; bounded by the suite's own timeout."""
-    while not path.exists():
+    while not (path.exists() and path.read_text()):
+        assert not running.done(), running
         await asyncio.sleep(0.005)
 
 
@@ -111,8 +112,8 @@ def test_long_calls_get_a_second_worker(tmp_path: Path) -> None:
         runs = [
             asyncio.ensure_future(pool.run(call("sleep_for_ever", {"started": str(mark)}))) for mark in marks
         ]
-        for mark in marks:
-            await wait_for(mark)
+        for mark, one in zip(marks, runs, strict=True):
+            await wait_for(mark, one)
         assert pool.workers == 2
         for one in runs:
             one.cancel()
@@ -274,7 +275,7 @@ def test_a_cancelled_function_that_looks_stops_by_itself(tmp_path: Path) -> None
     async def work(pool: WorkerPool) -> tuple[str, str]:
         before = (await pool.run(call("pid"))).where
         running = asyncio.ensure_future(pool.run(call("wait_for_cancel", {"started": str(mark)})))
-        await wait_for(mark)
+        await wait_for(mark, running)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -290,8 +291,7 @@ def test_a_cancelled_function_that_does_not_look_is_killed(tmp_path: Path) -> No
 
     async def work(pool: WorkerPool) -> int:
         running = asyncio.ensure_future(pool.run(call("ignore_cancel", {"started": str(mark)})))
-        while not (mark.exists() and mark.read_text()):
-            await asyncio.sleep(0.005)
+        await wait_for(mark, running)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -305,7 +305,7 @@ def test_a_call_cancelled_while_it_waits_never_runs(tmp_path: Path) -> None:
 
     async def work(pool: WorkerPool) -> int:
         running = asyncio.ensure_future(pool.run(call("wait_for_cancel", {"started": str(first)})))
-        await wait_for(first)
+        await wait_for(first, running)
         waiting = asyncio.ensure_future(pool.run(call("wait_for_cancel", {"started": str(second)})))
         while not pool.waiting:
             await asyncio.sleep(0)
@@ -330,7 +330,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
 
     async def work(pool: WorkerPool) -> list[StepOutcome | BaseException]:
         running = asyncio.ensure_future(pool.run(call("wait_for_cancel", {"started": str(mark)})))
-        await wait_for(mark)
+        await wait_for(mark, running)
         waiting = [asyncio.ensure_future(pool.run(call("echo", {"value": n}))) for n in range(3)]
         while pool.waiting < 3:
             await asyncio.sleep(0)
@@ -349,8 +349,7 @@ def test_a_closed_pool_refuses_and_ends_what_runs(tmp_path: Path) -> None:
 
     async def work(pool: WorkerPool) -> int:
         running = asyncio.ensure_future(pool.run(call("ignore_cancel", {"started": str(mark)})))
-        while not (mark.exists() and mark.read_text()):
-            await asyncio.sleep(0.005)
+        await wait_for(mark, running)
         await pool.close()
         with pytest.raises(Unavailable):
             await running
@@ -462,8 +461,7 @@ def test_a_task_is_cancelled_whether_it_looks_or_not(tmp_path: Path, function: s
     async def work(pool: WorkerPool) -> None:
         run = pool.run(call(function, {"started": str(mark)}, resources=ONE_CPU))
         running = asyncio.ensure_future(run)
-        while not (mark.exists() and (function == "wait_for_cancel" or mark.read_text())):
-            await asyncio.sleep(0.005)
+        await wait_for(mark, running)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
