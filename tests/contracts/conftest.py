@@ -19,6 +19,7 @@ def live_server(sandbox: Sandbox) -> Iterator[LiveServer]:
         send_timeout_seconds="1",
         shutdown_seconds="2",
         retention_seconds="86400",
+        callback_allow="127.0.0.9",  # where the receivers of callbacks listen; other addresses stay refused
     )
     server.start()
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
-from actors.egress import EgressRefused
+from actors.egress import EgressRefused, Unresolved
 from gateway.dialects.ability.wire import SOURCE, encode
 from gateway.envelopes import Problem
 from gateway.idempotency import request_digest
@@ -115,6 +115,11 @@ def _params(form: Form) -> dict[str, Any]:
         raise _invalid_params("is not valid JSON") from None
     if not isinstance(params, dict):
         raise _invalid_params("must be an object")
+    try:
+        msgspec.msgpack.encode(params)
+    except OverflowError:
+        # Messages between processes carry 64 bits, as do most readers of JSON.
+        raise _invalid_params("has an integer beyond 64 bits") from None
     if FILES_KEY in params:
         raise _invalid_params("is a reserved name", FILES_KEY)
     return cast("dict[str, Any]", params)
@@ -157,6 +162,10 @@ async def command_of(
     if given.callback_url:
         try:
             await gateway.egress.check_url(given.callback_url)
+        except Unresolved:
+            # Nothing resolved, so there is no address to refuse; a resolver's bad moment must not refuse
+            # work, and the delivery looks the name up and checks it again.
+            pass
         except EgressRefused as refused:
             message = f"callback_url: {refused.reason}"
             raise Problem("invalid_callback_url", message, [("callback_url", refused.reason)]) from None

@@ -98,14 +98,17 @@ async def request_body(gateway: Gateway, row: ExecutionRow) -> bytes:
             message=row.error_message or row.error_type or "",
             is_timeout=row.status == "timed_out",
         )
+    results = None
+    if status == "COMPLETED":
+        results = shown_results(await _json(gateway, row.output, row.output_ref))
     body = AbilityRequest(
         request_id=row.execution_id,
         chat_room_id=None,
         status=status,
         failure_reason=reason,
-        results=await _results(gateway, row) if status == "COMPLETED" else None,
+        results=results,
         artifact_metadata_json=None if row.files == "[]" else f'{{"inputs":{row.files},"outputs":[]}}',
-        request_params_json=row.input,
+        request_params_json=(await _json(gateway, row.input, row.input_ref)).decode(),
         result_metadata_json=await _result_metadata(gateway, row) if row.debug else None,
         requested_time=shown_time(row.created_at),
         updated_time=shown_time(row.updated_at),
@@ -113,11 +116,11 @@ async def request_body(gateway: Gateway, row: ExecutionRow) -> bytes:
     return encode(body)
 
 
-async def _results(gateway: Gateway, row: ExecutionRow) -> Any:
-    if row.output_ref is None:
-        return shown_results((row.output or "null").encode())
-    ref = msgspec.json.decode(row.output_ref, type=BlobRef)
-    return shown_results(await asyncio.to_thread(gateway.blobs.get_bytes, ref))
+async def _json(gateway: Gateway, text: str | None, ref: str | None) -> bytes:
+    """A value of the row, which for a large one only names the blob it is in."""
+    if ref is None:
+        return (text or "null").encode()
+    return await asyncio.to_thread(gateway.blobs.get_bytes, msgspec.json.decode(ref, type=BlobRef))
 
 
 async def _result_metadata(gateway: Gateway, row: ExecutionRow) -> str:
