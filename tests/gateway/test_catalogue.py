@@ -277,9 +277,7 @@ def test_a_look_up_given_up_does_not_end_the_one_others_wait_for(
 def test_parallel_publications_of_one_flow_all_land(catalogue: Catalogue, log: EventLog) -> None:
     async def scenario() -> None:
         texts = [f"version {number}" for number in range(5)]
-        made = await asyncio.gather(
-            *(catalogue.publish(TENANT, document(text), cause()) for text in texts)
-        )
+        made = await asyncio.gather(*(catalogue.publish(TENANT, document(text), cause()) for text in texts))
         latest = await catalogue.published(TENANT, "hello")
         assert latest is not None
         assert latest.version in {publication.flow.version for publication in made}
