@@ -24,7 +24,8 @@ IDS_MAX = 500
 class ExecutionRow(msgspec.Struct, frozen=True):
     """One row of ``executions``, columns in this order. Times in microseconds, UTC.
 
-    ``input``, ``input_ref``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of the last event.
+    ``input``, ``input_ref``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of
+    the last event.
     ``wake_at``: the next time something is due by itself (a timer, a retry, the deadline).
     """
 

@@ -18,6 +18,7 @@ import msgspec
 import tenacity
 from eventsourcing.domain import EventSourcingError
 from eventsourcing.persistence import (
+    DataError,
     InfrastructureFactory,
     IntegrityError,
     InterfaceError,
@@ -32,7 +33,7 @@ from runtime.events import Event
 from runtime.ids import HostName, Micros, Position
 
 ATTEMPTS_MAX = 6
-"""Tries of one operation on a store that doesn't answer; then ``Unavailable``."""
+"""Tries of one operation on a store that doesn't answer, after the first; then ``Unavailable``."""
 
 WAIT_SECONDS_MAX = 20.0
 """No further try begins after this long."""
@@ -79,6 +80,9 @@ class Append(msgspec.Struct):
     state: object
     chain: Chain
 
+
+_PASSING = (OperationalError, InterfaceError)
+_REFUSED = (IntegrityError, DataError, InvariantViolated, TypeError, ValueError, ArithmeticError)
 
 Outcome = tuple[Recorded, ...] | Conflict | InvariantViolated
 
@@ -140,7 +144,7 @@ class EventLog:
         self.recorder = recorder
         self._mapper = mapper
         self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((OperationalError, InterfaceError)),
+            retry=tenacity.retry_if_exception_type(_PASSING),
             stop=tenacity.stop_after_attempt(ATTEMPTS_MAX) | tenacity.stop_after_delay(WAIT_SECONDS_MAX),
             wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, jitter=0.05),
             reraise=True,
@@ -173,17 +177,12 @@ class EventLog:
             if not pending:
                 break
             try:
-                positions = self._insert(pending)
-            except IntegrityError:
-                pending = self._settle(pending, outcomes)
-                continue
-            at = 0
-            for staged in pending:
-                end = at + len(staged.stored)
-                outcomes[staged.index] = staged.recorded(positions[at:end])
-                staged.append.chain.head = staged.head
-                at = end
-            pending = []
+                self._commit(pending, outcomes)
+                pending = []
+            except _REFUSED:
+                left = self._settle(pending, outcomes)
+                # Nobody lost a version, so it is the content of one of them that the store won't take.
+                pending = self._one_by_one(left, outcomes) if len(left) == len(pending) else left
         if pending:
             raise Unavailable(f"{len(pending)} streams kept losing their versions while being appended")
         return cast("list[Outcome]", outcomes)
@@ -209,6 +208,31 @@ class EventLog:
             heads[append.originator_id] = head
             staged.append(_Staged(index, append, stored, head))
         return staged
+
+    def _commit(self, pending: Sequence[_Staged], outcomes: list[Outcome | None]) -> None:
+        positions = self._insert(pending)
+        at = 0
+        for staged in pending:
+            end = at + len(staged.stored)
+            outcomes[staged.index] = staged.recorded(positions[at:end])
+            staged.append.chain.head = staged.head
+            at = end
+
+    def _one_by_one(self, pending: Sequence[_Staged], outcomes: list[Outcome | None]) -> list[_Staged]:
+        """Each stream in a transaction of its own; what the store still refuses is our bug."""
+        broken: dict[str, InvariantViolated] = {}
+        for staged in pending:
+            stream = staged.append.originator_id
+            if stream not in broken:
+                try:
+                    self._commit([staged], outcomes)
+                    continue
+                except _REFUSED as error:
+                    if not self._settle([staged], outcomes):
+                        continue
+                    broken[stream] = InvariantViolated(f"{stream}: {error}")
+            outcomes[staged.index] = broken[stream]
+        return []
 
     def _insert(self, pending: Sequence[_Staged]) -> Sequence[int]:
         stored: list[StoredEvent] = []
@@ -305,8 +329,12 @@ class EventLog:
 
     def _call(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._retrying(method, *args, **kwargs)
-        except IntegrityError:
+            try:
+                return method(*args, **kwargs)
+            except _PASSING:
+                # tenacity costs as much as a small append: it is only for what failed once.
+                return self._retrying(method, *args, **kwargs)
+        except (IntegrityError, DataError):
             raise
         except EventSourcingError as error:
             # Also a closed pool, a full disk or a broken file: the caller can only come back later.

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import psycopg
+from eventsourcing import persistence
 from eventsourcing import postgres as library
 from eventsourcing.persistence import StoredEvent, Tracking
 from eventsourcing.utils import Environment, EnvType
@@ -84,11 +85,13 @@ class Datastore(library.PostgresDatastore):
         configure = super().after_connect_func()
         schema = SQL("SET search_path TO {}").format(Identifier(self.schema))
         bound = SQL("SET statement_timeout = {}").format(STATEMENT_SECONDS_MAX * 1000)
+        patience = SQL("SET lock_timeout = {}").format(self.lock_timeout * 1000)
 
         def after_connect(connection: psycopg.Connection[Any]) -> None:
             configure(connection)
             connection.execute(schema)
             connection.execute(bound)
+            connection.execute(patience)
             # A durable commit is what this log promises, whatever the server's default.
             connection.execute("SET synchronous_commit = on")
 
@@ -130,22 +133,30 @@ class Recorder(Queries, library.PostgresApplicationRecorder):
         """As the library's, without its blind retry: ``EventLog`` must see an ambiguous commit."""
         if not stored_events:
             return []
-        with self.datastore.transaction(commit=True) as cursor:
-            cursor.execute(self.lock_table_statements[0])
-            cursor.execute(_LOCK)
-            cursor.execute(
-                _INSERT,
-                (
-                    [s.originator_id for s in stored_events],
-                    [s.originator_version for s in stored_events],
-                    [s.topic for s in stored_events],
-                    [s.state for s in stored_events],
-                ),
-                binary=True,
-            )
-            positions = [found["notification_id"] for found in cursor.fetchall()]
-            for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
-                cursor.executemany(_translated(statement), rows)
+        refused: psycopg.IntegrityError | None = None
+        positions: list[int] = []
+        # Pipelined: begin, lock and insert go out together, then the rows and the commit.
+        with self.datastore.get_connection() as connection, connection.pipeline():
+            try:
+                with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+                    cursor.execute(_LOCK)
+                    cursor.execute(
+                        _INSERT,
+                        (
+                            [s.originator_id for s in stored_events],
+                            [s.originator_version for s in stored_events],
+                            [s.topic for s in stored_events],
+                            [s.state for s in stored_events],
+                        ),
+                        binary=True,
+                    )
+                    positions = [position for (position,) in cursor.fetchall()]
+                    for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
+                        cursor.executemany(_translated(statement), rows)
+            except psycopg.IntegrityError as error:
+                refused = error  # raised once the pipeline is closed, or psycopg warns about it
+        if refused is not None:
+            raise persistence.IntegrityError(str(refused)) from refused
         return positions
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:

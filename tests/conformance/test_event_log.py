@@ -188,6 +188,23 @@ def test_an_event_that_can_not_be_stored_harms_only_its_own_stream(log: EventLog
     assert broken.chain.head == ""
 
 
+def test_a_row_that_can_not_be_stored_harms_only_its_own_stream(log: EventLog) -> None:
+    broken, first, last = Story(1), Story(2), Story(3)
+    queued = broken.tell(broken.queued(timeout_seconds=1e14))
+    started = broken.tell(broken.next(events.Started))
+
+    outcomes = append(log, first.begun(), queued, started, last.begun())
+
+    assert [type(outcome) for outcome in outcomes] == [tuple, InvariantViolated, InvariantViolated, tuple]
+    assert broken.id in str(outcomes[1])
+    assert log.read(broken.id) == []
+    assert broken.chain.head == ""
+    assert [list(recorded(outcomes[0])), list(recorded(outcomes[3]))] == [
+        log.read(first.id),
+        log.read(last.id),
+    ]
+
+
 def test_a_lost_acknowledgement_is_no_conflict(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     story, other = Story(1), Story(2)
     real = log.recorder.insert_events

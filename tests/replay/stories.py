@@ -132,10 +132,12 @@ def tell_other_ends(teller: Teller) -> None:
     teller.put(late.tell(late.queued(timeout_seconds=1.0)))
     teller.go_on(late, (events.TimedOut, {"timeout_seconds": 1.0}))
     open_ended = Story(5, nodes=1)
-    teller.put(open_ended.begun())
+    ref = BlobRef(sha256="1f" * 32, size=40_000)
+    teller.put(open_ended.tell(open_ended.queued(input=None, input_ref=ref)))
     child = {"child_id": execution_id(6), "child_flow": "child", "child_input": {"a": [1]}}
     teller.go_on(
         open_ended,
+        (events.Started, {}),
         (events.NodeStarted, {"node_id": "call"}),
         (events.NodeWaiting, {"node_id": "call", **child}),
     )
