@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -39,6 +41,9 @@ def serve(
     ``on_first_key`` gets the server's URL and the first key, once, on an installation's first start.
     """
     configure_logging(settings)
+    # uvicorn gives a signal back once it has shut down; its default would make a clean end look like a kill.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     listener = _listen(settings)
     url = address_of(settings, listener)
 
@@ -103,6 +108,10 @@ def address_of(settings: Settings, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
 
 
 def _say(line: str) -> None:

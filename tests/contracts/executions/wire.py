@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,7 +23,11 @@ def start(client: httpx.Client, flow_id: str, **input_data: Any) -> str:
 
 def wait_for(client: httpx.Client, execution_id: str, *statuses: str) -> dict[str, Any]:
     wanted = statuses or FINAL
-    return poll(client, f"/v1/executions/{execution_id}", lambda body: body["status"] in wanted)
+
+    def is_there(body: dict[str, Any]) -> bool:
+        return body["status"] in wanted
+
+    return poll(client, f"/v1/executions/{execution_id}", is_there)
 
 
 class Frame(NamedTuple):
@@ -52,7 +56,7 @@ class Frame(NamedTuple):
 @contextmanager
 def open_stream(
     client: httpx.Client, execution_id: str, headers: dict[str, str] | None = None, **query: str
-) -> Iterator[Iterator[Frame]]:
+) -> Generator[Iterator[Frame]]:
     url = f"/v1/executions/{execution_id}/stream"
     with client.stream("GET", url, params=query, headers=headers) as response:
         assert response.status_code == 200

@@ -1,0 +1,50 @@
+"""Settings: defaults, parsing, and faults that name key and value."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.settings import SettingFault, Settings, describe
+
+
+def test_absent_and_empty_keys_keep_their_defaults() -> None:
+    assert Settings.from_env({"HELIOGRAPH_PORT": " ", "PATH": "/bin"}) == Settings()
+
+
+def test_values_are_parsed_by_the_type_of_their_field() -> None:
+    settings = Settings.from_env(
+        {
+            "HELIOGRAPH_PORT": "0",
+            "HELIOGRAPH_LOG_REQUESTS": "Yes",
+            "HELIOGRAPH_RETENTION_SECONDS": "1.5",
+            "HELIOGRAPH_CORS_ORIGINS": "https://a.example , https://b.example",
+        }
+    )
+    assert settings.port == 0
+    assert settings.log_requests is True
+    assert settings.retention_seconds == 1.5
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("HELIOGRAPH_PORT", "eighty"),
+        ("HELIOGRAPH_PORT", "-1"),
+        ("HELIOGRAPH_RETENTION_SECONDS", "nan"),
+        ("HELIOGRAPH_LOG_REQUESTS", "maybe"),
+        ("HELIOGRAPH_LOG_LEVEL", "chatty"),
+        ("HELIOGRAPH_ABILITY_AUTH_FAILURE_STATUS", "500"),
+    ],
+)
+def test_a_fault_names_key_and_value(key: str, value: str) -> None:
+    with pytest.raises(SettingFault) as fault:
+        Settings.from_env({key: value})
+    assert key in str(fault.value)
+    assert value in str(fault.value)
+
+
+def test_every_setting_is_described() -> None:
+    rows = describe()
+    assert all(meaning for _, _, meaning in rows)
+    assert ("HELIOGRAPH_PORT", "8080", "port to listen on; 0 takes a free one") in rows
