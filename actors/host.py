@@ -168,8 +168,10 @@ class Host:
         self._started = loop.create_future()
         self._started.set_result(None)
         self._writer = GroupCommitWriter(self._log, loop, self._watchers.publish)
+        # Workers open and store payloads where the host does.
+        limits = msgspec.structs.replace(self.config.pool.limits, blob_url=self.config.blob_url)
         self._performer = Performer(
-            WorkerPool(self.config.pool),
+            WorkerPool(msgspec.structs.replace(self.config.pool, limits=limits)),
             BlobStore(self.config.blob_url),
             HttpClientFactory(),
             self._files_root,
