@@ -135,7 +135,10 @@ class Call:
 
         Raises: Problem unsupported_media_type, invalid_input, body_too_large.
         """
-        data = await self.body()
+        return self.decoded(await self.body(), kind)
+
+    def decoded(self, data: bytes, kind: type[T]) -> T | None:
+        """The same for a body that was read already."""
         if not data:
             return None
         media_type = self.media_type

@@ -85,11 +85,11 @@ async def start(call: Call) -> Response:
     published = await gateway.catalogue.published(call.caller.tenant, flow_id)
     if published is None:
         raise Problem("flow_not_found")
-    body = await call.json(dict[str, Any])
-    given = _input_data(body)
-    digest = "" if b"idempotency-key" not in call.headers else request_digest(_encode(given))
+    body = await call.body()
+    digest = request_digest(body) if b"idempotency-key" in call.headers else ""
 
     async def serve(execution_id: str) -> Response:
+        given = _input_data(call.decoded(body, dict[str, Any]))
         try:
             check_input(published.definition, given)
         except InvalidInput as error:
