@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli_failures import CliFailure
+from gateway.cli_failures import CliFailure, usage
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -46,6 +46,7 @@ def serve(host: Host = None, port: Port = None, data_dir: DataDir = None, store:
     folder = None if data_dir is None else str(data_dir)
     settings = load_settings(host=host, port=port, data_dir=folder, store=store)
     refuse_taken_port(settings)
+    _refuse_unusable_store(settings)
 
     from gateway.credentials import Credentials, read_credentials, write_credentials
     from gateway.keys import NewKey
@@ -101,6 +102,26 @@ def refuse_taken_port(settings: Settings) -> None:
 
 
 _ADDRESS_IN_USE = 98 if sys.platform == "linux" else 48
+
+
+def _refuse_unusable_store(settings: Settings) -> None:
+    """Raises: CliFailure when the store can't be opened; asked before Ray starts."""
+    from gateway.cli_connection import waiting
+    from gateway.cli_doctor import without_password
+    from runtime.errors import Unavailable
+    from runtime.event_log import EventLog, store_env
+
+    shown = without_password(settings.store_url)
+    try:
+        if not settings.store:
+            Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
+        with waiting(f"opening {shown}"):
+            EventLog.open(store_env(settings.store_url)).close()
+    except ValueError as error:
+        raise usage(f"HELIOGRAPH_STORE: {error}") from None
+    except (OSError, Unavailable) as error:
+        hint = "`heliograph doctor` says what to correct."
+        raise CliFailure(f"the store {shown} can't be used: {error}", hint) from None
 
 
 def free_port() -> int:

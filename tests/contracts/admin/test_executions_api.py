@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -27,11 +27,15 @@ def admin(live_server: LiveServer) -> Iterator[httpx.Client]:
         yield client
 
 
+def has_status(status: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda found: found["status"] == status
+
+
 def start(admin: httpx.Client) -> str:
     answer = admin.post("/v1/executions/admin-waiting/async", json={})
     assert answer.status_code == 202, answer.text
     execution_id: str = answer.json()["execution_id"]
-    poll(admin, f"{AUDIT}/{execution_id}", lambda found: found["status"] == "waiting")
+    poll(admin, f"{AUDIT}/{execution_id}", has_status("waiting"))
     return execution_id
 
 
@@ -50,7 +54,7 @@ def test_a_signal_lets_the_waiting_node_go_on_with_its_payload(admin: httpx.Clie
     sent = send(admin, execution_id, "signal", {"name": "approved", "payload": {"by": "ada"}})
     assert sent.status_code == 200
     assert sent.json()["previous_status"] == "waiting"
-    ended = poll(admin, f"{AUDIT}/{execution_id}", lambda found: found["status"] == "completed")
+    ended = poll(admin, f"{AUDIT}/{execution_id}", has_status("completed"))
     assert ended["output"] == {"by": "ada"}
 
 
@@ -91,7 +95,7 @@ def test_cancel_ends_an_execution_and_is_refused_after_the_end(admin: httpx.Clie
     execution_id = start(admin)
     cancelled = send(admin, execution_id, "cancel", {"reason": "wrong input"})
     assert cancelled.status_code == 200
-    poll(admin, f"{AUDIT}/{execution_id}", lambda found: found["status"] == "cancelled")
+    poll(admin, f"{AUDIT}/{execution_id}", has_status("cancelled"))
     [request] = [
         event for event in events(admin, execution_id) if event["type"] == "execution.cancellation_requested"
     ]

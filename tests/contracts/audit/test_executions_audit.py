@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -48,6 +48,14 @@ def admin(live_server: LiveServer) -> Iterator[httpx.Client]:
         yield client
 
 
+def has_status(status: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda found: found["status"] == status
+
+
+def has_ended(found: dict[str, Any]) -> bool:
+    return found["ended_at"] is not None
+
+
 def start(client: httpx.Client, flow_id: str, **inputs: Any) -> str:
     answer = client.post(f"/v1/executions/{flow_id}/async", json={"input_data": inputs})
     assert answer.status_code == 202, answer.text
@@ -56,7 +64,7 @@ def start(client: httpx.Client, flow_id: str, **inputs: Any) -> str:
 
 
 def ended(client: httpx.Client, execution_id: str) -> dict[str, Any]:
-    return poll(client, f"{AUDIT}/{execution_id}", lambda found: found["ended_at"] is not None)
+    return poll(client, f"{AUDIT}/{execution_id}", has_ended)
 
 
 def all_events(client: httpx.Client, path: str, limit: int) -> list[dict[str, Any]]:
@@ -115,7 +123,7 @@ def test_the_items_of_a_map_are_counted(admin: httpx.Client) -> None:
 
 def test_a_waiting_node_says_what_it_waits_for(admin: httpx.Client) -> None:
     execution_id = start(admin, "audit-waiting")
-    found = poll(admin, f"{AUDIT}/{execution_id}", lambda found: found["status"] == "waiting")
+    found = poll(admin, f"{AUDIT}/{execution_id}", has_status("waiting"))
     assert (found["nodes"][0]["status"], found["nodes"][0]["waits_for"]) == ("waiting", "go")
     assert found["ended_at"] is None
 

@@ -23,11 +23,15 @@ def admin(live_server: LiveServer) -> Iterator[httpx.Client]:
         yield client
 
 
+def has_ended(found: dict[str, Any]) -> bool:
+    return found["ended_at"] is not None
+
+
 def run(client: httpx.Client, watcher: httpx.Client) -> str:
     answer = client.post("/v1/executions/feed-hello/async", json={})
     assert answer.status_code == 202, answer.text
     execution_id: str = answer.json()["execution_id"]
-    poll(watcher, f"/api/audit/executions/{execution_id}", lambda found: found["ended_at"] is not None)
+    poll(watcher, f"/api/audit/executions/{execution_id}", has_ended)
     return execution_id
 
 
