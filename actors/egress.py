@@ -85,7 +85,7 @@ _EMBEDDING = (
 """IPv6 networks whose addresses stand for an IPv4 address, and how far right of it they end (bits)."""
 
 
-class EgressRefused(Exception):
+class EgressRefused(PermissionError):
     """The URL, or an address behind it, is out of bounds. ``reason`` is fit for the caller's eyes."""
 
     def __init__(self, reason: str) -> None:

@@ -122,6 +122,8 @@ def open_standard(
 
         def heard() -> Iterator[Heard]:
             for event in source.iter_sse():
+                if not event.data:
+                    continue  # the library hands on the `retry` line; the standard dispatches nothing for it
                 yield Heard(event.event, msgspec.json.decode(event.data), int(event.id))
 
         yield source.response, heard()
