@@ -1,0 +1,238 @@
+"""Tracked read model: counts for metrics, kept exactly once whatever crashes.
+
+executions_total         tenant, flow, source, status   ``queued`` counts starts, the rest ends
+execution_seconds        flow, status, le               durations from acceptance to the end, as a
+                                                        cumulative histogram; ``le`` as in Prometheus
+execution_micros_sum     flow, status                   their sum, in microseconds
+nodes_total              flow, kind, outcome            attempts that completed, failed or will be
+                                                        retried; skipped nodes
+tokens_total             flow, direction                ``input`` and ``output`` tokens of models
+"""
+
+from bisect import bisect_left
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from threading import Lock
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from projections.store import Reader, ReadStore
+from projections.tracked import Projection, Read, Write
+from runtime import codec, events
+from runtime.events import Event
+from runtime.ids import SECOND
+
+TABLE = "counters"
+
+BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
+
+ORIGINS_MAX = 20_000
+"""Executions whose origin is remembered; others are looked up in the log again."""
+
+PLANS_MAX = 1_000
+"""Flow versions whose nodes are remembered."""
+
+LOOKUP_MAX = 250
+"""Streams of one look-up."""
+
+_CREATE = """
+    CREATE TABLE IF NOT EXISTS {table} (
+        name TEXT NOT NULL,
+        labels TEXT NOT NULL,
+        value BIGINT NOT NULL,
+        PRIMARY KEY (name, labels)
+    )
+"""
+_ADD = (
+    "INSERT INTO {table} AS t (name, labels, value) VALUES (?, ?, ?)"
+    " ON CONFLICT (name, labels) DO UPDATE SET value = t.value + excluded.value"
+)
+
+
+class Origin(NamedTuple):
+    """What the first event of an execution says about it."""
+
+    tenant: str
+    flow_id: str
+    flow_version: str
+    source: str
+    created_at: int
+
+
+_Labels = tuple[tuple[str, str], ...]
+_Tally = Counter[tuple[str, _Labels]]
+
+_COUNTED = (
+    *events.TERMINAL_EVENTS,
+    events.NodeCompleted,
+    events.NodeFailed,
+    events.NodeSkipped,
+    events.UsageRecorded,
+)
+
+
+class _Origins:
+    """What never changes about executions and flow versions, as far as it is remembered."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._origins: OrderedDict[str, Origin] = OrderedDict()
+        self._kinds: OrderedDict[tuple[str, str, str], Mapping[str, str]] = OrderedDict()
+
+    def of(self, batch: Sequence[Read], store: ReadStore) -> dict[str, Origin]:
+        """The origins of the executions whose counted events are in the batch."""
+        found: dict[str, Origin] = {}
+        wanted: dict[str, None] = {}
+        with self._lock:
+            for _, event in batch:
+                if isinstance(event, events.Queued):
+                    found[event.originator_id] = self._remember(event)
+                elif isinstance(event, _COUNTED) and event.originator_id not in found:
+                    known = self._origins.get(event.originator_id)
+                    if known is None:
+                        wanted[event.originator_id] = None
+                    else:
+                        found[event.originator_id] = known
+            ids = list(wanted)
+            for start in range(0, len(ids), LOOKUP_MAX):
+                for event in _first_events(store, ids[start : start + LOOKUP_MAX]):
+                    if isinstance(event, events.Queued):
+                        found[event.originator_id] = self._remember(event)
+        return found
+
+    def _remember(self, event: events.Queued) -> Origin:
+        origin = Origin(event.tenant, event.flow_id, event.flow_version, event.source, event.at)
+        self._origins[event.originator_id] = origin
+        if len(self._origins) > ORIGINS_MAX:
+            self._origins.popitem(last=False)
+        return origin
+
+    def kinds(self, origin: Origin, store: ReadStore) -> Mapping[str, str]:
+        """Node id to kind; empty when the version was never published (it can't be, later)."""
+        key = (origin.tenant, origin.flow_id, origin.flow_version)
+        with self._lock:
+            known = self._kinds.get(key)
+            if known is None:
+                known = _node_kinds(store, *key)
+                self._kinds[key] = known
+                if len(self._kinds) > PLANS_MAX:
+                    self._kinds.popitem(last=False)
+        return known
+
+
+# Belongs to a store, not to a model: the live reader and a rebuild share it, two stores do not.
+_REMEMBERED: WeakKeyDictionary[ReadStore, _Origins] = WeakKeyDictionary()
+
+
+def _first_events(store: ReadStore, ids: Sequence[str]) -> Iterable[Event]:
+    marks = ", ".join("?" * len(ids))
+    found = store.query(
+        f"SELECT topic, state FROM stored_events WHERE originator_version = 1 AND originator_id IN ({marks})",
+        ids,
+    )
+    return [codec.decode(topic, bytes(data)) for topic, data in found]
+
+
+def _node_kinds(store: ReadStore, tenant: str, flow_id: str, version: str) -> Mapping[str, str]:
+    found = store.query(
+        "SELECT definition FROM flow_versions WHERE tenant = ? AND flow_id = ? AND version = ?",
+        (tenant, flow_id, version),
+    )
+    if not found:
+        return {}
+    definition = cast("dict[str, Any]", msgspec.json.decode(found[0][0]))
+    return {str(node["id"]): str(node["kind"]) for node in definition.get("nodes", ())}
+
+
+def fold(batch: Sequence[Read], store: ReadStore) -> list[Write]:
+    remembered = _REMEMBERED.setdefault(store, _Origins())
+    origins = remembered.of(batch, store)
+    tally: _Tally = Counter()
+    for _, event in batch:
+        origin = origins.get(event.originator_id)
+        if origin is None:
+            continue
+        match event:
+            case events.Queued():
+                _count_status(tally, origin, "queued")
+            case events.Completed():
+                _count_end(tally, origin, "completed", event.at)
+            case events.Failed():
+                _count_end(tally, origin, "failed", event.at)
+            case events.TimedOut():
+                _count_end(tally, origin, "timed_out", event.at)
+            case events.Cancelled():
+                _count_end(tally, origin, "cancelled", event.at)
+            case events.NodeCompleted():
+                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, "completed")
+            case events.NodeSkipped():
+                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, "skipped")
+            case events.NodeFailed():
+                outcome = "failed" if event.retry_at is None else "retried"
+                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, outcome)
+            case events.UsageRecorded():
+                flow = ("flow", origin.flow_id)
+                tally["tokens_total", (("direction", "input"), flow)] += event.input_tokens
+                tally["tokens_total", (("direction", "output"), flow)] += event.output_tokens
+            case _:
+                continue
+    # In one order, so that two transactions never wait for each other's rows.
+    rows = [(name, _label_text(labels), value) for (name, labels), value in sorted(tally.items())]
+    return [(_ADD, rows)]
+
+
+def _count_status(tally: _Tally, origin: Origin, status: str) -> None:
+    labels = (
+        ("flow", origin.flow_id),
+        ("source", origin.source),
+        ("status", status),
+        ("tenant", origin.tenant),
+    )
+    tally["executions_total", labels] += 1
+
+
+def _count_end(tally: _Tally, origin: Origin, status: str, at: int) -> None:
+    _count_status(tally, origin, status)
+    micros = max(0, at - origin.created_at)
+    labels = (("flow", origin.flow_id), ("status", status))
+    tally["execution_micros_sum", labels] += micros
+    first = bisect_left(BUCKETS_SECONDS, micros / SECOND)
+    for bound in BUCKETS_SECONDS[first:]:
+        tally["execution_seconds", (("flow", origin.flow_id), ("le", str(bound)), ("status", status))] += 1
+    tally["execution_seconds", (("flow", origin.flow_id), ("le", "+Inf"), ("status", status))] += 1
+
+
+def _count_node(tally: _Tally, origin: Origin, kinds: Mapping[str, str], node_id: str, outcome: str) -> None:
+    labels = (
+        ("flow", origin.flow_id),
+        ("kind", kinds.get(node_id, "unknown")),
+        ("outcome", outcome),
+    )
+    tally["nodes_total", labels] += 1
+
+
+@lru_cache(maxsize=4_096)
+def _label_text(labels: _Labels) -> str:
+    """JSON with sorted names: one text for each set of labels."""
+    return msgspec.json.encode(dict(labels)).decode()
+
+
+COUNTERS = Projection(TABLE, 1, _CREATE, ("name", "labels"), fold)
+
+
+class Count(NamedTuple):
+    name: str
+    labels: dict[str, str]
+    value: int
+
+
+def counts(store: Reader) -> list[Count]:
+    """All counters, by name and labels. One row for each flow, source, status, kind and bucket in use."""
+    found = store.query(f"SELECT name, labels, value FROM {TABLE} ORDER BY name, labels")
+    return [
+        Count(name, msgspec.json.decode(labels, type=dict[str, str]), int(value))
+        for name, labels, value in found
+    ]
