@@ -107,6 +107,7 @@ CREATE = (
     )
     """,
     "CREATE INDEX IF NOT EXISTS executions_by_tenant ON executions (tenant, created_at, execution_id)",
+    "CREATE INDEX IF NOT EXISTS executions_by_time ON executions (created_at, execution_id)",
     "CREATE INDEX IF NOT EXISTS executions_open ON executions (owner, execution_id) WHERE ended_at IS NULL",
     "CREATE INDEX IF NOT EXISTS executions_unfinished ON executions (tenant) WHERE ended_at IS NULL",
     "CREATE INDEX IF NOT EXISTS executions_due ON executions (owner, wake_at) WHERE wake_at IS NOT NULL",

@@ -28,7 +28,7 @@ from eventsourcing.persistence import (
 )
 
 from runtime import codec
-from runtime.errors import Conflict, InvariantViolated, Unavailable
+from runtime.errors import Conflict, Diverged, InvariantViolated, Unavailable
 from runtime.events import Event
 from runtime.ids import HostName, Micros, Position
 
@@ -156,13 +156,18 @@ class EventLog:
 
         Raises: Diverged for a log written by a newer release; Unavailable when the store is away.
         """
+        factory: InfrastructureFactory[Any] | None = None
         try:
             factory = InfrastructureFactory[Any].construct(dict(env))
             recorder = cast("LogRecorder", factory.application_recorder())
             mapper = cast("EventMapper", factory.mapper())
-        except (EventSourcingError, OSError) as error:
+            return cls(factory, recorder, mapper, _name(env))
+        except (EventSourcingError, OSError, Diverged) as error:
+            if factory is not None:
+                factory.close()
+            if isinstance(error, Diverged):
+                raise
             raise Unavailable(f"the event log {_name(env)} can't be opened: {error}") from error
-        return cls(factory, recorder, mapper, _name(env))
 
     def append(self, appends: Sequence[Append]) -> list[Outcome]:
         """Record a group of streams' events in one transaction; one outcome each, in order.

@@ -7,6 +7,7 @@ timeout); readers never wait (WAL). ``synchronous=FULL``: a commit is on the dis
 import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from eventsourcing import persistence
@@ -233,4 +234,6 @@ class Factory(library.SQLiteFactory):
     def _datastore(self) -> Datastore:
         timeout = self.env.get(self.SQLITE_LOCK_TIMEOUT)
         name = self.env.get(self.SQLITE_DBNAME) or ""
+        if not name.startswith("file:"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
         return Datastore(name, lock_timeout=int(timeout) if timeout else None)

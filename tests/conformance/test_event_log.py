@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from projections.inline_rebuild import check
 from projections.store import ReadStore
 from runtime import codec, events
 from runtime.errors import Conflict, Diverged, InvariantViolated, Unavailable
-from runtime.event_log import Append, EventLog, Outcome, Recorded
+from runtime.event_log import Append, EventLog, Outcome, Recorded, store_env
 from runtime.ids import HostName, Micros, Position
 from tests.conformance.conftest import OpenLog
 from tests.conformance.histories import START, Story, execution_id
@@ -460,8 +461,6 @@ def test_what_was_committed_is_there_after_reopening(
     store: str, tmp_path: Any, request: pytest.FixtureRequest
 ) -> None:
     """Memory is left out by its nature: nothing of it outlives its last opener."""
-    from runtime.event_log import store_env
-
     url = request.getfixturevalue("postgres_url") if store == "postgres" else f"sqlite:///{tmp_path}/again.db"
     story = Story(1)
     first = EventLog.open(store_env(url))
@@ -475,3 +474,28 @@ def test_what_was_committed_is_there_after_reopening(
         assert second.open_executions(HOST) == [story.id]
     finally:
         second.close()
+
+
+def test_the_folder_of_a_new_file_is_made(tmp_path: Path) -> None:
+    log = EventLog.open(store_env(f"sqlite:///{tmp_path}/data/of/mine/log.db"))
+    try:
+        assert log.max_position() == 0
+    finally:
+        log.close()
+    assert (tmp_path / "data" / "of" / "mine" / "log.db").is_file()
+
+
+def test_a_file_that_is_no_log_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "log.db").write_bytes(b"this is no database, " * 100)
+    with pytest.raises(Unavailable, match=r"log\.db can't be opened: file is not a database"):
+        EventLog.open(store_env(f"sqlite:///{tmp_path}/log.db"))
+
+
+def test_the_file_is_written_with_full_durability(tmp_path: Path) -> None:
+    store = ReadStore.open(store_env(f"sqlite:///{tmp_path}/log.db"))
+    try:
+        with store.transaction() as transaction:
+            assert transaction.query("PRAGMA journal_mode") == [("wal",)]
+            assert transaction.query("PRAGMA synchronous") == [(2,)]  # FULL
+    finally:
+        store.close()
