@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
@@ -18,10 +16,6 @@ called when executions can start. On the event loop; must not block it."""
 
 async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     """The hosts of `settings.ray_address`, or of a Ray started here."""
-    if not gateway.settings.ray_address:
-        # Ray's core decides on authentication while it is imported, so this can't wait until Ray starts.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     settings = gateway.settings
     ray = RaySettings(
         address=settings.ray_address,

@@ -74,6 +74,10 @@ class LiveServer:
     def printed(self) -> str:
         return self._output.read_text()
 
+    def errors(self) -> str:
+        """The end of what it wrote to standard error, over all its lives."""
+        return self._errors.read_text()[-3000:]
+
     def _is_ready(self) -> bool:
         printed = self.printed()
         found = re.search(r"heliograph serves on (\S+)", printed)
@@ -95,7 +99,7 @@ class LiveServer:
             ended = self._process.poll()
             if ended is not None or time.monotonic() > deadline:
                 state = "took too long" if ended is None else f"exited with {ended}"
-                raise AssertionError(f"the server {state}:\n{self._errors.read_text()[-3000:]}")
+                raise AssertionError(f"the server {state}:\n{self.errors()}")
             time.sleep(0.05)
 
     def stop(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.dialects.executions_stream import frames
+from gateway.dialects.executions.stream import frames
 from runtime import commands
 from runtime.events import StepError
 from runtime.ids import NodeId

@@ -33,7 +33,7 @@ def test_queueing_killing_and_restarting(own_server: LiveServer) -> None:
         assert events(client, chain_id, headers={"last-event-id": str(seen[-1].id)}) == whole[len(seen) :]
         completed = [frame.data["node_id"] for frame in whole if frame.type == "node_completed"]
         assert completed == ["one", "two", "three", "four"]
-    assert server.stop() == 0
+    assert server.stop() == 0, server.errors()
 
     server.start(retention_seconds="0")
     with server.client() as client:

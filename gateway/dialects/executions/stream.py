@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from gateway.context import Delta
-from gateway.dialects.executions_wire import STATUSES, iso, shown_error, shown_output
+from gateway.dialects.executions.wire import STATUSES, iso, shown_error, shown_output
 from gateway.sse import frame
 from runtime import events
 from runtime.event_log import Recorded

@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from gateway.call import Call
 from gateway.context import Gateway
-from gateway.dialects.executions_stream import frames
-from gateway.dialects.executions_wire import STATUSES, iso, shown_error, shown_output
+from gateway.dialects.executions.stream import frames
+from gateway.dialects.executions.wire import STATUSES, iso, shown_error, shown_output
 from gateway.envelopes import Envelope, Fault, Problem
 from gateway.idempotency import request_digest
 from gateway.keys import READ, RUN
