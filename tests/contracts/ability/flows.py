@@ -71,6 +71,17 @@ FILES = flow(
     output={"files": "${nodes.read}"},
 )
 
+HELD = flow(
+    "held-ability",
+    {
+        "id": "hold",
+        "kind": "python",
+        "function": "tests.contracts.executions.held:wait_for_file",
+        "with": {"path": "${inputs.path}"},
+    },
+)
+"""Runs, and keeps its place, until a file appears."""
+
 ALL = (
     MY_ABILITY,
     OTHER,

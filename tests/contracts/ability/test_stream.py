@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import httpx
@@ -93,18 +94,39 @@ def test_awkward_outputs_arrive_intact_in_both_framings(client: httpx.Client) ->
         assert heard[-1].message["results"] == {"output": AWKWARD}
 
 
-def test_plain_frames_come_one_to_a_read_with_their_distance(client: httpx.Client) -> None:
-    with open_plain(client, "many", {}) as (response, _):
-        reads: list[bytes] = []
-        times: list[float] = []
-        for read in response.iter_raw():
-            reads.append(read)
-            times.append(time.monotonic())
-    frames = [read for read in reads if read.strip()]
+def test_plain_frames_are_written_one_by_one_with_their_distance(server: LiveServer) -> None:
+    request = httpx.Request(
+        "POST",
+        f"{server.url}/api/ability/many/sse",
+        files={"params_json": (None, "{}")},
+        headers={"X-API-Key": server.first_key, "Connection": "close"},
+    )
+    began = time.monotonic()
+    chunks = raw_chunks(request)
+    frames = [chunk for chunk in chunks if chunk.strip()]
     assert len(frames) == WIDE + 1
-    assert all(frame.endswith(b"\n\n") and frame.count(b"\n") == 3 for frame in frames)
+    assert all(each.startswith(b"node_output:\n{") for each in frames[:-1])
+    assert frames[-1].startswith(b"final_response:\n{")
+    assert all(each.endswith(b"}\n\n") and each.count(b"\n") == 3 for each in frames)
     # The reader may lag behind the writer here and there, but all together it can't be faster.
-    assert times[-1] - times[0] >= (WIDE - 1) * 0.010
+    assert time.monotonic() - began >= WIDE * 0.010
+
+
+def raw_chunks(request: httpx.Request) -> list[bytes]:
+    """The answer's chunks as the server wrote them: clients join what arrives together."""
+    head = f"{request.method} {request.url.raw_path.decode()} HTTP/1.1\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with socket.create_connection((request.url.host, request.url.port or 80), timeout=60) as connection:
+        connection.sendall(f"{head}\r\n".encode() + request.read())
+        with connection.makefile("rb") as answer:
+            assert b" 200 " in answer.readline()
+            while answer.readline().strip():
+                pass
+            chunks: list[bytes] = []
+            while size := int(answer.readline(), 16):
+                chunks.append(answer.read(size))
+                answer.readline()
+            return chunks
 
 
 def test_a_long_output_is_a_preview_in_the_plain_framing_only(client: httpx.Client) -> None:
