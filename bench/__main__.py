@@ -1,0 +1,85 @@
+"""`python -m bench [name ...]`: measure, and print one JSON document; 1 when a goal was missed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from bench import progress, throughput
+from bench.fan_out import fan_out
+from bench.generator import GeneratorFault
+from bench.idle import idle
+from bench.kill import kill
+from bench.latency import latency
+from bench.machine import Machine, machine
+from bench.processes import Outlived, adopt_orphans
+from bench.report import Figure
+from bench.server import ServerFault, StoreKind
+from bench.waiting import waiting
+from runtime.errors import DomainError
+
+Measure = Callable[[StoreKind], Awaitable[list[Figure]]]
+
+FIGURES: dict[str, Measure] = {
+    "throughput_template": throughput.templates,
+    "throughput_python": throughput.functions,
+    "latency": latency,
+    "waiting": waiting,
+    "kill": kill,
+    "sse_fanout": fan_out,
+    "idle": idle,
+}
+"""What can be measured, in the order it is."""
+
+
+class Document(msgspec.Struct, kw_only=True):
+    machine: Machine
+    store: StoreKind
+    figures: dict[str, list[Figure]]
+    faults: dict[str, str]
+
+
+async def _measure(names: list[str], store: StoreKind) -> Document:
+    document = Document(machine=machine(), store=store, figures={}, faults={})
+    for name in names:
+        progress.say(f"{name} on {store}")
+        try:
+            document.figures[name] = await FIGURES[name](store)
+        except (GeneratorFault, ServerFault, Outlived, DomainError, TimeoutError) as fault:
+            document.faults[name] = f"{type(fault).__name__}: {fault}"
+            progress.say(f"{name} was not measured: {fault}")
+    return document
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(FIGURES)}; none: all")
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the document here too")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in FIGURES]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    adopt_orphans()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    document = asyncio.run(_measure(arguments.names or list(FIGURES), cast("StoreKind", arguments.store)))
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    if arguments.json is not None:
+        arguments.json.write_bytes(text + b"\n")
+    sys.stdout.buffer.write(text + b"\n")
+    is_whole = not document.faults and all(
+        each.met is not False for figures in document.figures.values() for each in figures
+    )
+    return 0 if is_whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Kill every process of the server with thousands of executions in flight; how long until all is done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bench import progress
+from bench.flows import SLEEP_THEN_FUNCTION, THREE_FUNCTIONS
+from bench.generator import generator
+from bench.load_start_until_broken import Journal
+from bench.processes import cpu_between
+from bench.report import Figure, figure
+from bench.server import Installation, StoreKind, installation
+from runtime.event_log import EventLog
+from runtime.events import TERMINAL_EVENTS, NodeCompleted, Queued
+from runtime.ids import Position
+
+IN_FLIGHT_LEAST = 2_000
+ACCEPTED_BEFORE_KILL = 3_000
+CLIENTS = 64
+WATCHERS = 8
+SECONDS_MAX = 120.0
+AIM_SECONDS = 10.0
+
+_TERMINAL = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
+
+
+class Facts(NamedTuple):
+    """What the log says. ``recorded``: execution id to flow. ``doubled``: executions with a node completed twice, or with two ends."""
+
+    recorded: dict[str, str]
+    ended: frozenset[str]
+    doubled: int
+    broken_chains: int
+
+
+async def kill(store: StoreKind) -> list[Figure]:
+    async with installation(store) as installed:
+        await installed.publish_flows()
+        await installed.start()
+        journal, killed_at = await _load_and_kill(installed)
+        gone_at = time.monotonic()
+        at_kill = await asyncio.to_thread(_facts, installed.store_env)
+        # Looking into the log is the measurement's own time, so it is taken off.
+        looking = time.monotonic() - gone_at
+        times = await installed.start()
+        ready_at = time.monotonic()
+        before = installed.sample()
+        open_ids = sorted(at_kill.recorded.keys() - at_kill.ended)
+        async with generator(installed, "see_end", execution_ids=open_ids, clients=WATCHERS) as load:
+            await load.mark("end", SECONDS_MAX)
+            ended_at = time.monotonic()
+            cpu = cpu_between(before, installed.sample())
+            statuses: dict[str, int] = await load.result(dict[str, int], 10)
+        await installed.stop()
+        after = await asyncio.to_thread(_facts, installed.store_env)
+    figures = _figures(
+        journal=journal,
+        at_kill=at_kill,
+        after=after,
+        statuses=statuses,
+        seconds=ended_at - killed_at - looking,
+        parameters={
+            "in_flight_at_kill": len(open_ids),
+            "acknowledged": len(journal.acknowledged),
+            "starts_unanswered": journal.unanswered,
+            "in_flight_by_flow": dict(Counter(at_kill.recorded[open_id] for open_id in open_ids)),
+            "seconds_until_all_processes_were_gone": round(gone_at - killed_at, 2),
+            "seconds_from_start_to_ready": round(times.ready, 2),
+            "seconds_from_ready_to_all_done": round(ended_at - ready_at, 2),
+        },
+        cpu=cpu.by_role,
+    )
+    progress.show(figures)
+    return figures
+
+
+async def _load_and_kill(installed: Installation) -> tuple[Journal, float]:
+    async with generator(
+        installed,
+        "start_until_broken",
+        flows=[THREE_FUNCTIONS["id"], SLEEP_THEN_FUNCTION["id"]],
+        clients=CLIENTS,
+        enough=ACCEPTED_BEFORE_KILL,
+    ) as load:
+        await load.mark("begin", 30)
+        await load.mark("enough", 60)
+        killed_at = time.monotonic()
+        await installed.kill()
+        return await load.result(Journal, 60), killed_at
+
+
+def _facts(env: dict[str, str]) -> Facts:
+    """Read the whole log."""
+    log = EventLog.open(env)
+    recorded: dict[str, str] = {}
+    ends: Counter[str] = Counter()
+    nodes: Counter[tuple[str, str]] = Counter()
+    heads: dict[str, str] = {}
+    broken = 0
+    try:
+        after = Position(0)
+        while page := log.feed(after, 5_000):
+            for each in page:
+                event = each.event()
+                if isinstance(event, Queued):
+                    recorded[each.originator_id] = event.flow_id
+                elif isinstance(event, NodeCompleted):
+                    nodes[each.originator_id, event.node_id] += 1
+                elif each.topic in _TERMINAL:
+                    ends[each.originator_id] += 1
+                broken += not each.data.startswith(
+                    b'{"prev":"' + heads.get(each.originator_id, "").encode() + b'"'
+                )
+                heads[each.originator_id] = each.hash()
+            after = page[-1].position
+    finally:
+        log.close()
+    twice = {execution_id for execution_id, count in ends.items() if count > 1}
+    twice |= {execution_id for (execution_id, _), count in nodes.items() if count > 1}
+    return Facts(recorded, frozenset(ends), len(twice), broken)
+
+
+def _figures(
+    *,
+    journal: Journal,
+    at_kill: Facts,
+    after: Facts,
+    statuses: dict[str, int],
+    seconds: float,
+    parameters: dict[str, Any],
+    cpu: dict[str, float],
+) -> list[Figure]:
+    lost = _missing(journal.acknowledged, after)
+    return [
+        figure(
+            "kill_all_done",
+            "kill -9 of every server process, restart, until every execution is terminal",
+            [seconds],
+            "s",
+            goal=AIM_SECONDS,
+            better="lower",
+            cpu_seconds=cpu,
+            **parameters,
+        ),
+        figure(
+            "kill_in_flight",
+            "executions accepted and not ended at the kill",
+            [len(at_kill.recorded.keys() - at_kill.ended)],
+            "executions",
+            goal=IN_FLIGHT_LEAST,
+        ),
+        figure(
+            "kill_lost",
+            "acknowledged executions without an end afterwards",
+            [lost],
+            "executions",
+            goal=0,
+            better="lower",
+        ),
+        figure(
+            "kill_not_completed",
+            "executions in flight at the kill that ended in another status than COMPLETED",
+            [sum(count for status, count in statuses.items() if status != "COMPLETED")],
+            "executions",
+            goal=0,
+            better="lower",
+            statuses=statuses,
+        ),
+        figure(
+            "kill_doubled",
+            "executions with a node completed twice, two ends, or a broken chain of hashes",
+            [after.doubled + after.broken_chains],
+            "executions",
+            goal=0,
+            better="lower",
+        ),
+    ]
+
+
+def _missing(acknowledged: Sequence[str], after: Facts) -> int:
+    return len(set(acknowledged) - after.ended)
