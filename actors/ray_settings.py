@@ -14,12 +14,14 @@ class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """``address`` empty: a cluster of our own on this machine, ended with this process.
 
     ``hosts`` 0: one for every two CPUs, at least one. ``cpus`` 0: what this process may use.
+    ``app_dir``: on the import path of every process of our own cluster.
     """
 
     address: str = ""
     hosts: int = 0
     cpus: int = 0
     temp_dir: str = ""
+    app_dir: str = ""
 
 
 def prepare_environment(settings: RaySettings) -> None:
@@ -32,6 +34,11 @@ def prepare_environment(settings: RaySettings) -> None:
         return
     # The switch that keeps a one-machine Ray on loopback; without it Ray listens on every interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    path = [os.path.abspath(settings.app_dir)] if settings.app_dir else []
+    path += [
+        entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", *path)
+    ]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     os.environ.update(
         {
             "RAY_AUTH_MODE": "token",

@@ -22,6 +22,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
         hosts=settings.hosts,
         cpus=settings.cpus,
         temp_dir=settings.ray_temp_dir,
+        app_dir=settings.app_dir,
     )
     prepare_environment(ray)
     # Importing Ray takes about a second of CPU: in a thread, so that /health answers meanwhile.

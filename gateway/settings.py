@@ -42,6 +42,7 @@ class Settings:
     hosts: int = _setting(0, "execution hosts of a Ray started here; 0: one for every two CPUs", least=0)
     cpus: int = _setting(0, "CPUs of a Ray started here; 0: what this process may use", least=0)
     ray_temp_dir: str = _setting("", "folder for the files of a Ray started here; empty: Ray's own choice")
+    app_dir: str = _setting(".", "folder whose modules the Python functions of flows may come from")
     files_root: str = _setting("", "folder that nodes may read text files below; empty: none")
     public_base_url: str = _setting(
         "", "scheme and host that URLs in answers begin with; empty: the request's"
