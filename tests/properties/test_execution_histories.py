@@ -20,12 +20,14 @@ from hypothesis.stateful import (
 from runtime import codec, commands, events
 from runtime.commands import Command
 from runtime.errors import InvalidTransition
+from runtime.event_log import Recorded
 from runtime.events import TERMINAL_EVENTS, Event, ItemOutcome, StepError
 from runtime.execution import decide, fold, start
-from runtime.ids import SECOND, Micros, NodeId
+from runtime.ids import SECOND, Micros, NodeId, Position
 from runtime.plan import Plan, RetryPolicy
 from runtime.scheduling import NOTHING, due_nodes, due_timers, is_finished, is_overdue, wake_at
 from runtime.state import ExecutionState
+from runtime.verification import verify
 from tests.runtime.scenario import EXECUTION, T0, plan_of
 
 SIGNALS = ("go", "stop")
@@ -372,6 +374,13 @@ class Histories(RuleBasedStateMachine):
             self._work_on()
         assert self.state.is_closed
         assert isinstance(self.log[-1], TERMINAL_EVENTS)
+        assert verify(self._recorded(), settled=True).violations == []
+
+    def _recorded(self) -> list[Recorded]:
+        return [
+            Recorded(Position(version), EXECUTION, version, topic, data)
+            for version, (topic, data) in enumerate(self.stored, start=1)
+        ]
 
     def _work_on(self) -> None:
         if self.state.paused and self.state.cancel_requested_at is None:
