@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -41,7 +42,7 @@ def serve(
     ``on_first_key`` gets the server's URL and the first key, once, on an installation's first start.
     """
     configure_logging(settings)
-    # uvicorn gives a signal back once it has shut down; its default would make a clean end look like a kill.
+    # uvicorn raises the signal again once it has shut down: by default, a clean end would look like a kill.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     listener = _listen(settings)
@@ -76,11 +77,13 @@ def serve(
             backlog=BACKLOG,
         )
         server = uvicorn.Server(config)
-        server.run(sockets=[listener])
+        with suppress(SystemExit):  # from `_end`
+            server.run(sockets=[listener])
     except (SettingFault, DomainError, OSError, ValueError) as error:
         _fail(str(error) or type(error).__name__)
     if not server.started:
         _fail("the server did not start; the log above says why")
+    _leave()
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -112,6 +115,14 @@ def address_of(settings: Settings, listener: socket.socket) -> str:
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
+
+
+def _leave() -> NoReturn:
+    """End with 0. Everything is closed; native threads of Ray outlive its shutdown and have been seen to
+    abort the process while the interpreter is taken down, so it isn't."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _say(line: str) -> None:
