@@ -34,11 +34,9 @@ def prepare_environment(settings: RaySettings) -> None:
         return
     # The switch that keeps a one-machine Ray on loopback; without it Ray listens on every interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    path = [os.path.abspath(settings.app_dir)] if settings.app_dir else []
-    path += [
-        entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", *path)
-    ]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [os.path.abspath(settings.app_dir), *inherited] if settings.app_dir else inherited
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(entry for entry in path if entry))
     os.environ.update(
         {
             "RAY_AUTH_MODE": "token",

@@ -32,9 +32,7 @@ def is_open_for_nodes(state: ExecutionState) -> bool:
     )
 
 
-def due_nodes(
-    state: ExecutionState, plan: Plan, now: Micros, among: Iterable[NodeId] | None = None
-) -> Due:
+def due_nodes(state: ExecutionState, plan: Plan, now: Micros, among: Iterable[NodeId] | None = None) -> Due:
     """Nodes that may start or must be skipped at ``now``, in graph order; no repeats.
 
     ``among``: look at these only (the dependents of what just ended); None = at the whole plan.

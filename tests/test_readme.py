@@ -112,7 +112,8 @@ def test_the_commands_work_as_printed(home: Path) -> None:
     try:
         deadline = time.monotonic() + READY_SECONDS
         while "\nready: " not in printed.read_text():
-            assert server.poll() is None and time.monotonic() < deadline, printed.read_text()
+            assert server.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline, printed.read_text()
             time.sleep(0.1)
         url = re.search(r"serves on (\S+)", printed.read_text())
         assert url is not None
