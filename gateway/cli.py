@@ -63,6 +63,7 @@ app.add_typer(cli_flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(cli_keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(cli_log.projections, name="projections", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(cli_log.verify)
+app.command(rich_help_panel=_OPERATE)(cli_log.export)
 app.command(rich_help_panel=_OPERATE)(cli_doctor.doctor)
 
 

@@ -52,6 +52,7 @@ from runtime.events import BlobRef, Event
 from runtime.execution import fold
 from runtime.ids import Position
 from runtime.state import ExecutionState, Status
+from runtime.verification import Violation, verify
 
 PREFIX = "/api/audit/executions"
 TEXT_MAX = 200
@@ -303,6 +304,33 @@ def _show_times(fields: dict[str, Any]) -> None:
             fields[name] = iso(value) if value else None
 
 
+# --- verification -----------------------------------------------------------------------------------------
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """``violations`` are empty when every promise is kept; ``head`` is the hash of the last event."""
+
+    execution_id: str
+    ok: bool
+    events: int
+    status: str
+    head: str
+    violations: list[Violation]
+
+
+async def execution_verification(call: Call) -> Response:
+    row = await visible_row(call)
+    return answer(await asyncio.to_thread(_verified, call, row.execution_id))
+
+
+def _verified(call: Call, execution_id: str) -> Verified:
+    recorded = call.gateway.log.read(execution_id)
+    report = verify(recorded)
+    status = next(iter(report.executions), "unknown")
+    head = recorded[-1].hash() if recorded else ""
+    return Verified(execution_id, report.is_clean, report.events, status, head, report.violations)
+
+
 # --- documentation and routes ---------------------------------------------------------------------------
 
 _ID = "0198c2f4-7d1e-7b3a-9c55-0242ac120002"
@@ -431,6 +459,29 @@ RESOURCES = (
                         "latest_version": 5,
                         "at": "2026-01-31T12:00:00.004211Z",
                         "state": {"status": "running", "current_node": "greet"},
+                    },
+                ),
+                404: _UNKNOWN,
+            },
+        ),
+    ),
+    _get(
+        "/{execution_id}/verification",
+        execution_verification,
+        Doc(
+            summary="Verify an execution",
+            description="Holds its events against every promise: hashes, versions, owners, outcomes, end.",
+            answers={
+                200: json_answer(
+                    "What was found",
+                    Verified,
+                    {
+                        "execution_id": _ID,
+                        "ok": True,
+                        "events": 5,
+                        "status": "completed",
+                        "head": RECORD_EXAMPLE["hash"],
+                        "violations": [],
                     },
                 ),
                 404: _UNKNOWN,

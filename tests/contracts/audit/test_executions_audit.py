@@ -207,6 +207,24 @@ def test_a_version_that_does_not_exist_yet_is_refused(admin: httpx.Client) -> No
         assert answer.json()["error"]["details"][0]["field"] == "version"
 
 
+# --- verification -----------------------------------------------------------------------------------------
+
+
+def test_an_execution_is_verified(admin: httpx.Client) -> None:
+    execution_id = start(admin, "audit-chain", name="Ada")
+    version = ended(admin, execution_id)["version"]
+    found = admin.get(f"{AUDIT}/{execution_id}/verification").json()
+    last = all_events(admin, f"{AUDIT}/{execution_id}/events", 1000)[-1]
+    assert found == {
+        "execution_id": execution_id,
+        "ok": True,
+        "events": version,
+        "status": "completed",
+        "head": last["hash"],
+        "violations": [],
+    }
+
+
 # --- lists ------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +308,7 @@ def test_another_tenants_execution_answers_like_one_that_does_not_exist(
         own = start(acme, "audit-chain", name="acme")
         ended(acme, own)
         assert listed(acme) == [own]
-        for path in ("", "/events", "/events/stream", "/state"):
+        for path in ("", "/events", "/events/stream", "/state", "/verification"):
             foreign = acme.get(f"{AUDIT}/{execution_id}{path}")
             unknown = acme.get(f"{AUDIT}/not-a-uuid{path}")
             assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
