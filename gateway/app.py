@@ -37,6 +37,7 @@ from gateway.reads import Reads
 from gateway.routes import Dialect
 from gateway.settings import SettingFault, Settings
 from gateway.webhook_signing import Signatures, stored_secret
+from gateway.webhooks import CREATE as CREATE_CLAIMS
 from gateway.webhooks import Callbacks
 from projections.store import ReadStore
 from runtime.blob_store import BlobStore
@@ -137,7 +138,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
     env = store_env(settings.store_url)
     event_log = EventLog.open(env)
     store = ReadStore.over(event_log)
-    for statement in CREATE_IDEMPOTENCY:
+    for statement in (*CREATE_IDEMPOTENCY, *CREATE_CLAIMS):
         store.execute(statement)
     keys = Keys(event_log, store)
     first_key = keys.ensure_first(now())

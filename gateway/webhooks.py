@@ -85,7 +85,8 @@ CREATE = (
     )
     """,
 )
-"""Bookkeeping, not history: the table may be dropped at any time, at the price of a doubled attempt."""
+"""For the composition root. Bookkeeping, not history: the table may be emptied at any time, at the price of an
+attempt made twice."""
 
 _CLAIM = (
     "INSERT INTO callback_claims (execution_id, attempt, holder, lapses_at) VALUES (?, ?, ?, ?)"
@@ -194,9 +195,6 @@ class Callbacks:
 
     def _follow(self) -> bool:
         if self._cursor is None:
-            with self._store.transaction() as transaction:
-                for statement in CREATE:
-                    transaction.execute(statement)
             self._cursor = self._tracked = self._store.tracked(READER)
         newest = self._log.max_position()
         if newest <= self._cursor:

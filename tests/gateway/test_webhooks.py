@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import stat
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -13,7 +14,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from actors.egress import EgressGuard, EgressRules
 from gateway.webhook_signing import Signatures, new_secret, stored_secret
-from gateway.webhooks import IN_FLIGHT_PER_HOST_MAX, READER, Callbacks, retry_after_seconds
+from gateway.webhooks import CREATE, IN_FLIGHT_PER_HOST_MAX, READER, Callbacks, retry_after_seconds
 from projections import callbacks as rows
 from projections.execution_summary import ExecutionRow
 from projections.store import ReadStore
@@ -85,6 +86,8 @@ class World:
     def __init__(self, env: dict[str, str], allow: str = "127.0.0.0/8") -> None:
         self.log = EventLog.open(env)
         self.store = ReadStore.over(self.log)
+        for statement in CREATE:
+            self.store.execute(statement)
         self.guard = EgressGuard(EgressRules.parse(allow))
         self.at = NOW
         self.rendered: list[str] = []
@@ -130,6 +133,22 @@ def world() -> Iterator[World]:
     made.log.close()
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres), "memory"])
+def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A world on each store."""
+    match request.param:
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/log.db"
+        case "postgres":
+            url = request.getfixturevalue("postgres_url")
+        case _:
+            url = "memory://"
+    made = World(store_env(url))
+    yield made
+    made.guard.close()
+    made.log.close()
+
+
 async def pass_once(gateway: Callbacks) -> None:
     """Follow what is there, make the attempts that are due, and wait for their records."""
     while await gateway.follow_once():
@@ -155,7 +174,8 @@ def play(receiver: Receiver, act: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_a_delivery_is_retried_as_the_contract_says_until_it_is_taken(world: World) -> None:
+def test_a_delivery_is_retried_as_the_contract_says_until_it_is_taken(any_world: World) -> None:
+    world = any_world
     receiver = Receiver("500 Oops", "503 Busy", "204 No Content")
 
     async def act() -> None:
@@ -304,9 +324,8 @@ def test_an_address_that_turned_private_is_refused_at_delivery() -> None:
 
 def test_a_receiver_that_is_away_is_a_recorded_failure(world: World) -> None:
     async def act() -> None:
-        server = await asyncio.start_server(lambda *_: None, "127.0.0.2", 0)
-        port = server.sockets[0].getsockname()[1]
-        server.close()
+        with socket.create_server(("127.0.0.2", 0)) as closed:
+            port = closed.getsockname()[1]
         execution_id = world.end(1, f"http://127.0.0.2:{port}/")
         await pass_once(world.gateway())
         row = world.row(execution_id)
@@ -345,7 +364,8 @@ def test_following_twice_and_from_the_start_schedules_once(world: World) -> None
     assert len(receiver.posts) == 1
 
 
-def test_two_gateways_do_not_both_post(world: World) -> None:
+def test_two_gateways_do_not_both_post(any_world: World) -> None:
+    world = any_world
     receiver = Receiver("204 No Content")
 
     async def act() -> None:
@@ -360,7 +380,8 @@ def test_two_gateways_do_not_both_post(world: World) -> None:
     assert len(receiver.posts) == 8
 
 
-def test_an_attempt_whose_outcome_was_lost_is_made_again_once_its_claim_lapsed(world: World) -> None:
+def test_an_attempt_whose_outcome_was_lost_is_made_again_once_its_claim_lapsed(any_world: World) -> None:
+    world = any_world
     receiver = Receiver("204 No Content")
     receiver.hold = asyncio.Event()
 

@@ -36,8 +36,8 @@ PLAIN_INPUT_BYTES_MAX = 4 * 1024
 """Of its `input` (debug), once the whole is too long."""
 
 PLAIN_GAP_SECONDS = 0.020
-"""Least distance between two writes of framing A. The contract asks for 10 ms, at which the seed's client loses
-nothing on an idle machine; on a busy one the reader may sleep for longer."""
+"""Least distance between two writes of framing A. The contract asks for 10 ms, at which the seed's client
+loses nothing on an idle machine; on a busy one that client may sleep for longer."""
 
 PLAIN_KEEP_ALIVE = b"\n"
 
