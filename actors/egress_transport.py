@@ -16,7 +16,7 @@ from typing import Any, cast
 import httpcore
 import httpx
 
-from actors.egress import EgressGuard, parsed_destination
+from actors.egress import EgressGuard, EgressRules, parsed_destination
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 10.0
@@ -146,13 +146,13 @@ class VettedTransport(httpx.AsyncBaseTransport):
 def vetted_client(
     guard: EgressGuard,
     *,
-    timeout_seconds: float = TOTAL_SECONDS,
+    timeout_seconds: float | None = TOTAL_SECONDS,
     tls: ssl.SSLContext | None = None,
 ) -> httpx.AsyncClient:
     """A client for URLs other people chose: vetted addresses, no redirects, no environment.
 
-    ``timeout_seconds`` bounds each read and write; whoever needs a bound on the whole exchange puts
-    ``asyncio.timeout`` around it.
+    ``timeout_seconds`` bounds each read and write (None: only the caller does, by ``asyncio.timeout``); whoever
+    needs a bound on the whole exchange puts ``asyncio.timeout`` around it.
     """
     return httpx.AsyncClient(
         transport=VettedTransport(guard, tls),
@@ -161,3 +161,16 @@ def vetted_client(
         trust_env=False,
         headers={"User-Agent": "heliograph"},
     )
+
+
+class VettedClientFactory:
+    """Makes the client of a host's http_request nodes on first use: most hosts never need one.
+
+    ``allow``: the allow-list, as ``EgressRules.parse`` reads it. Raises: ValueError for a faulty one.
+    """
+
+    def __init__(self, allow: str = "") -> None:
+        self._rules = EgressRules.parse(allow)
+
+    def __call__(self) -> httpx.AsyncClient:
+        return vetted_client(EgressGuard(self._rules), timeout_seconds=None)

@@ -85,8 +85,8 @@ CREATE = (
     )
     """,
 )
-"""For the composition root. Bookkeeping, not history: the table may be emptied at any time, at the price of an
-attempt made twice."""
+"""For the composition root. Bookkeeping, not history: the table may be emptied at any time, at the price of
+an attempt made twice."""
 
 _CLAIM = (
     "INSERT INTO callback_claims (execution_id, attempt, holder, lapses_at) VALUES (?, ?, ?, ?)"

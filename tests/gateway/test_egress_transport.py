@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from actors.egress import Address, EgressGuard, EgressRefused, EgressRules
-from actors.egress_transport import vetted_client
+from actors.egress_transport import VettedClientFactory, vetted_client
 
 
 class Receiver:
@@ -153,3 +153,16 @@ def test_a_refused_connection_is_an_httpx_error() -> None:
             await client.get(f"http://127.0.0.2:{receiver.port}/")
 
     with_receiver(OK, "127.0.0.0/8", [], use)
+
+
+def test_the_factory_for_nodes_applies_its_allow_list() -> None:
+    async def use(receiver: Receiver, _: httpx.AsyncClient) -> None:
+        async with VettedClientFactory("127.0.0.1")() as client:
+            assert (await client.get(f"http://127.0.0.1:{receiver.port}/")).status_code == 204
+        async with VettedClientFactory()() as client:
+            with pytest.raises(EgressRefused):
+                await client.get(f"http://127.0.0.1:{receiver.port}/")
+
+    assert with_receiver(OK, "", [], use).connections == 1
+    with pytest.raises(ValueError, match="neither"):
+        VettedClientFactory("http://x/")
