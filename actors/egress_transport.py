@@ -151,8 +151,8 @@ def vetted_client(
 ) -> httpx.AsyncClient:
     """A client for URLs other people chose: vetted addresses, no redirects, no environment.
 
-    ``timeout_seconds`` bounds each read and write (None: only the caller does, by ``asyncio.timeout``); whoever
-    needs a bound on the whole exchange puts ``asyncio.timeout`` around it.
+    ``timeout_seconds`` bounds each read and write, None nothing but the dialling; the bound on a whole
+    exchange is the caller's ``asyncio.timeout``.
     """
     return httpx.AsyncClient(
         transport=VettedTransport(guard, tls),

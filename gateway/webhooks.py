@@ -230,7 +230,8 @@ class Callbacks:
             appends.append(Append(callback_stream(execution_id), events, _state_after(events), Chain()))
         for outcome in self._log.append(appends) if appends else ():
             if isinstance(outcome, InvariantViolated):
-                raise outcome
+                # Passed over, or one callback that can't be stored would hold up all that follow.
+                log.error("callback_not_schedulable", reason=str(outcome))
             # A conflict means that it is scheduled already: by another gateway, or before a crash.
         return len(appends)
 
