@@ -66,18 +66,24 @@ class GatewayApp(FastAPI):
     """
 
     def __init__(
-        self, settings: Settings, dialects: tuple[Dialect, ...], metrics: Metrics, **extra: Any
+        self,
+        settings: Settings,
+        dialects: tuple[Dialect, ...],
+        metrics: Metrics,
+        traced: Callable[[ASGIApp], ASGIApp],
+        **extra: Any,
     ) -> None:
         super().__init__(title="Heliograph", version=_version(), redirect_slashes=False, **extra)
         self.settings = settings
         self.dialects = dialects
         self.metrics = metrics
+        self._traced = traced
 
     def build_middleware_stack(self) -> ASGIApp:
         # FastAPI's routes need this one layer of its usual stack; the chassis does what the others would.
         inner = AsyncExitStackMiddleware(self.router)
         chassis = Chassis(inner, self.state, self.dialects, self.metrics, self.settings.log_requests)
-        stack: ASGIApp = telemetry.traced(chassis, os.environ)
+        stack = self._traced(chassis)
         origins = self.settings.cors_origins
         if not origins:
             return stack
@@ -129,7 +135,7 @@ def create_app(
                 await gateway.runtime.close()
             await asyncio.to_thread(_close, gateway)
 
-    return GatewayApp(settings, dialects, metrics, lifespan=lifespan)
+    return GatewayApp(settings, dialects, metrics, telemetry.tracing(os.environ), lifespan=lifespan)
 
 
 def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]:

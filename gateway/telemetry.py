@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -66,14 +66,14 @@ def traces_wanted(env: Mapping[str, str]) -> bool:
     return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
-def traced(app: ASGIApp, env: Mapping[str, str]) -> ASGIApp:
-    """The application with a span for each request, if the environment asks for traces.
+def tracing(env: Mapping[str, str]) -> Callable[[ASGIApp], ASGIApp]:
+    """What puts a span around each request, if the environment asks for traces; else what does nothing.
 
     Exporter, endpoint, sampler and resource come from the OTEL_* variables, read by the library itself.
     Raises: SettingFault when traces are asked for and the extra isn't installed, or the exporter is unknown.
     """
     if not traces_wanted(env):
-        return app
+        return lambda app: app
     wanted = env.get("OTEL_TRACES_EXPORTER", "").lower() or "otlp"
     try:
         from opentelemetry import trace
@@ -91,4 +91,15 @@ def traced(app: ASGIApp, env: Mapping[str, str]) -> ASGIApp:
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(exporters[wanted]()))
     trace.set_tracer_provider(provider)
-    return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls="health,ready,metrics")
+
+    def traced(app: ASGIApp) -> ASGIApp:
+        return OpenTelemetryMiddleware(
+            app,
+            tracer_provider=provider,
+            excluded_urls="health,ready,metrics",
+            # The path holds ids; the method alone keeps the number of span names small.
+            default_span_details=lambda scope: (scope.get("method", "HTTP"), {}),
+            exclude_spans=["receive", "send"],
+        )
+
+    return traced

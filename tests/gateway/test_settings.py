@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from gateway.settings import SettingFault, Settings, describe
+from gateway.telemetry import tracing
 
 
 def test_absent_and_empty_keys_keep_their_defaults() -> None:
@@ -42,6 +44,20 @@ def test_a_fault_names_key_and_value(key: str, value: str) -> None:
         Settings.from_env({key: value})
     assert key in str(fault.value)
     assert value in str(fault.value)
+
+
+def test_an_unknown_exporter_of_traces_is_a_fault() -> None:
+    pytest.importorskip("opentelemetry.instrumentation.asgi", reason="the extra otel is not installed")
+    with pytest.raises(SettingFault, match="OTEL_TRACES_EXPORTER='zipkin'"):
+        tracing({"OTEL_TRACES_EXPORTER": "zipkin"})
+
+
+def test_without_the_usual_variables_nothing_is_traced() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("not called")
+
+    for env in ({}, {"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}):
+        assert tracing(env)(app) is app
 
 
 def test_every_setting_is_described() -> None:
