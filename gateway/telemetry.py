@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from gateway.settings import SettingFault, Settings
 
@@ -66,6 +66,10 @@ def traces_wanted(env: Mapping[str, str]) -> bool:
     return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
+def _span_details(scope: Scope) -> tuple[str, dict[str, str]]:
+    return scope.get("method", "HTTP"), {}
+
+
 def tracing(env: Mapping[str, str]) -> Callable[[ASGIApp], ASGIApp]:
     """What puts a span around each request, if the environment asks for traces; else what does nothing.
 
@@ -98,7 +102,7 @@ def tracing(env: Mapping[str, str]) -> Callable[[ASGIApp], ASGIApp]:
             tracer_provider=provider,
             excluded_urls="health,ready,metrics",
             # The path holds ids; the method alone keeps the number of span names small.
-            default_span_details=lambda scope: (scope.get("method", "HTTP"), {}),
+            default_span_details=_span_details,
             exclude_spans=["receive", "send"],
         )
 
