@@ -55,7 +55,7 @@ SLEEP_THEN_FUNCTION: dict[str, Any] = {
     "id": "sleep-then-function",
     "nodes": [
         {"id": "a", "kind": "template", "template": "hello {{ inputs.name }}"},
-        {"id": "sleep", "kind": "sleep", "seconds": 4, "needs": ["a"]},
+        {"id": "sleep", "kind": "sleep", "seconds": 6, "needs": ["a"]},
         {
             "id": "b",
             "kind": "python",
