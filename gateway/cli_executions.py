@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,20 +129,27 @@ def show_execution(found: dict[str, Any]) -> None:
     if found["nodes"]:
         print()
         print_table(
-            ("NODE", "STATUS", "ATTEMPT", "STARTED", "ENDED", "WHERE", "ERROR"),
+            ("NODE", "STATUS", "ATTEMPT", "STARTED", "TOOK", "WHERE", "ERROR"),
             [
                 (
-                    n["node_id"],
-                    n["status"],
-                    n["attempt"],
-                    n["started_at"],
-                    n["ended_at"],
-                    n["where"],
-                    n["error"],
+                    node["node_id"],
+                    node["status"],
+                    node["attempt"],
+                    (node["started_at"] or "")[11:23],
+                    _took(node["started_at"], node["ended_at"]),
+                    node["where"],
+                    node["error"],
                 )
-                for n in found["nodes"]
+                for node in found["nodes"]
             ],
         )
+
+
+def _took(started_at: str | None, ended_at: str | None) -> str:
+    if started_at is None or ended_at is None:
+        return ""
+    took = datetime.fromisoformat(ended_at) - datetime.fromisoformat(started_at)
+    return f"{took.total_seconds():.3f} s"
 
 
 def events(

@@ -9,6 +9,7 @@ refused, since the contract is our own.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -23,6 +24,9 @@ from runtime.ids import Micros
 
 JSON = "application/json"
 LIMIT_DEFAULT, LIMIT_MAX = 50, 500
+
+TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+"""A tenant is a part of stream names, so it holds no colon."""
 
 _encode = msgspec.json.Encoder().encode
 _DETAIL_NAMES = {2: ("field", "rule"), 3: ("node", "field", "rule")}
@@ -122,6 +126,8 @@ def tenant_of(call: Call) -> str:
         return call.caller.tenant
     if not is_admin(call):
         raise Problem("forbidden")
+    if re.fullmatch(TENANT_PATTERN, tenant) is None:
+        raise broken("tenant", f"must match {TENANT_PATTERN}")
     return tenant
 
 

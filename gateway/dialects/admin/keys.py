@@ -14,6 +14,7 @@ from gateway.dialects.admin.flows import cause_of
 from gateway.envelopes import Problem
 from gateway.house_api import (
     LIMIT,
+    TENANT_PATTERN,
     answer,
     body_of,
     broken,
@@ -56,7 +57,7 @@ class NewKeyFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     scopes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=20)]
-    tenant: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] | None = None
+    tenant: Annotated[str, msgspec.Meta(pattern=TENANT_PATTERN)] | None = None
     limits: LimitFields = LimitFields()
     expires_in_seconds: Annotated[int, msgspec.Meta(ge=1, le=LIFE_SECONDS_MAX)] | None = None
 

@@ -56,6 +56,7 @@ from runtime.verification import Violation, verify
 
 PREFIX = "/api/audit/executions"
 TEXT_MAX = 200
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
 VERSION_MAX = 1_000_000
 
 
@@ -96,7 +97,7 @@ class ExecutionPage(msgspec.Struct, frozen=True):
 
 
 class ExecutionDetail(ExecutionSummary, frozen=True, kw_only=True):
-    """A payload too large for the log stands as ``{"blob": {"sha256", "size", "media_type"}}``."""
+    """A payload above 16 MiB stands as ``{"blob": {"sha256", "size", "media_type"}}``."""
 
     input: Any
     output: Any
@@ -201,11 +202,13 @@ def summary_fields(row: ExecutionRow) -> dict[str, Any]:
 async def show_execution(call: Call) -> Response:
     row = await visible_row(call)
     state, nodes = await asyncio.to_thread(_story, call, row)
+    given = await asyncio.to_thread(_payload, call, state.input, state.input_ref)
+    output = await asyncio.to_thread(_payload, call, state.output, state.output_ref)
     return answer(
         ExecutionDetail(
             **summary_fields(row),
-            input=_payload(state.input, state.input_ref),
-            output=_payload(state.output, state.output_ref),
+            input=given,
+            output=output,
             files=[msgspec.to_builtins(file) for file in state.files],
             callback_url=row.callback_url or None,
             nodes=nodes,
@@ -213,8 +216,13 @@ async def show_execution(call: Call) -> Response:
     )
 
 
-def _payload(value: Any, ref: BlobRef | None) -> Any:
-    return value if ref is None else {"blob": msgspec.to_builtins(ref)}
+def _payload(call: Call, value: Any, ref: BlobRef | None) -> Any:
+    """The value itself, also when only its reference is in the log."""
+    if ref is None:
+        return value
+    if ref.size > PAYLOAD_BYTES_MAX:
+        return {"blob": msgspec.to_builtins(ref)}
+    return msgspec.Raw(call.gateway.blobs.get_bytes(ref))
 
 
 def _story(call: Call, row: ExecutionRow) -> tuple[ExecutionState, list[Node]]:

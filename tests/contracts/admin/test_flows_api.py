@@ -175,6 +175,13 @@ def test_flows_of_another_tenant_are_published_for_it(admin: httpx.Client, live_
         assert acme.post("/v1/executions/admin-acme/async", json={}).status_code == 202
 
 
+def test_a_tenant_whose_name_breaks_the_rule_is_refused(admin: httpx.Client) -> None:
+    for tenant in ("", "a:b", "x" * 65):
+        answer = admin.post(FLOWS, params={"tenant": tenant}, json=document("admin-nobody"))
+        assert answer.status_code == 422
+        assert answer.json()["error"]["details"][0]["field"] == "tenant"
+
+
 def test_the_api_takes_an_admin_key(live_server: LiveServer) -> None:
     with live_server.client(live_server.make_key("run", "read", "audit")) as client:
         answer = client.post(FLOWS, json=document("admin-forbidden"))

@@ -40,9 +40,12 @@ MAPPED = flow(
 )
 
 
+LARGE = flow("audit-large", {"id": "big", "kind": "template", "template": "{{ 'x' * 200000 }}"})
+
+
 @pytest.fixture(scope="module")
 def admin(live_server: LiveServer) -> Iterator[httpx.Client]:
-    live_server.publish(CHAIN, FLAKY, BROKEN, WAITING, MAPPED)
+    live_server.publish(CHAIN, FLAKY, BROKEN, WAITING, MAPPED, LARGE)
     live_server.publish(CHAIN, tenant="acme")
     with live_server.client() as client:
         yield client
@@ -107,6 +110,16 @@ def test_every_attempt_of_a_node_is_in_its_timeline(admin: httpx.Client) -> None
     assert [attempt["error"] is None for attempt in node["attempts"]] == [False, False, True]
     assert node["attempts"][0]["error"]["type"] == "ZeroDivisionError"
     assert node["attempts"][0]["retry_at"] <= node["attempts"][1]["started_at"]
+
+
+def test_a_payload_that_is_kept_as_a_blob_is_shown_whole(admin: httpx.Client) -> None:
+    execution_id = start(admin, "audit-large", note="y" * 100_000)
+    found = ended(admin, execution_id)
+    assert found["output"] == "x" * 200_000
+    assert found["input"] == {"note": "y" * 100_000}
+    state = admin.get(f"{AUDIT}/{execution_id}/state").json()["state"]
+    assert state["output"] is None
+    assert state["output_ref"]["size"] == 200_002
 
 
 def test_a_failure_names_node_and_error(admin: httpx.Client) -> None:
