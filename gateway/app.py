@@ -32,6 +32,7 @@ from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
 from gateway.idempotency import Idempotency
 from gateway.keys import Keys, NewKey
 from gateway.limits import Limits
+from gateway.log_metrics import LogMetrics
 from gateway.metrics import Metrics
 from gateway.reads import Reads
 from gateway.routes import Dialect
@@ -39,6 +40,7 @@ from gateway.settings import SettingFault, Settings
 from gateway.webhook_signing import Signatures, stored_secret
 from gateway.webhooks import CREATE as CREATE_CLAIMS
 from gateway.webhooks import Callbacks
+from projections.runner import Runner
 from projections.store import ReadStore
 from runtime.blob_store import BlobStore
 from runtime.event_log import EventLog, store_env
@@ -118,6 +120,9 @@ def create_app(
         gateway, first_key = await asyncio.to_thread(_open, settings, metrics)
         app.state.gateway = gateway
         callbacks = await asyncio.to_thread(_callbacks, gateway)
+        runner = Runner(gateway.log, gateway.store)
+        metrics.registry.register(LogMetrics(gateway.store, runner))
+        runner.start()
         if on_open is not None:
             on_open(gateway, first_key)
         tasks = [
@@ -133,6 +138,7 @@ def create_app(
             await asyncio.gather(*tasks, return_exceptions=True)
             if gateway.runtime is not None:
                 await gateway.runtime.close()
+            await asyncio.to_thread(runner.stop)
             await asyncio.to_thread(_close, gateway)
 
     return GatewayApp(settings, dialects, metrics, telemetry.tracing(os.environ), lifespan=lifespan)

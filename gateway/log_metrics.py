@@ -1,0 +1,72 @@
+"""What the log's read models add to /metrics: counters of executions and nodes, and how far readers are.
+
+These are facts of the whole installation, read from the store at each scrape, not of this process: every
+gateway shows the same numbers, and a restart loses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from projections import counters
+from projections.runner import Runner
+from projections.store import ReadStore
+
+_HELP = {
+    "executions_total": "Executions by flow, source and the state they reached.",
+    "nodes_total": "Node outcomes by kind.",
+    "tokens_total": "Tokens used by flow and direction.",
+}
+
+
+class LogMetrics(Collector):
+    """A Prometheus collector; blocking, for /metrics collects on a thread."""
+
+    def __init__(self, store: ReadStore, runner: Runner) -> None:
+        self._store = store
+        self._runner = runner
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: registering must not read the store."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        counted = counters.counts(self._store)
+        families: dict[str, CounterMetricFamily] = {}
+        for name, labels, value in counted:
+            if name not in _HELP:
+                continue
+            family = families.get(name)
+            if family is None:
+                family = CounterMetricFamily(f"heliograph_{name}", _HELP[name], labels=sorted(labels))
+                families[name] = family
+            family.add_metric([labels[key] for key in sorted(labels)], value)
+        yield from families.values()
+        seconds = HistogramMetricFamily(
+            "heliograph_execution_seconds",
+            "Time from acceptance to the end, by flow and status.",
+            labels=["flow", "status"],
+        )
+        for histogram in counters.durations(counted):
+            buckets = list(histogram.buckets)
+            seconds.add_metric([histogram.flow, histogram.status], buckets, histogram.sum_seconds)
+        yield seconds
+        behind = GaugeMetricFamily(
+            "heliograph_projection_behind", "Events the read model has still to fold.", labels=["projection"]
+        )
+        parked = GaugeMetricFamily(
+            "heliograph_projection_parked", "Events the read model went on without.", labels=["projection"]
+        )
+        for lag in self._runner.lag():
+            behind.add_metric([lag.projection], lag.behind)
+            parked.add_metric([lag.projection], lag.parked)
+        yield from (behind, parked)
+        yield CounterMetricFamily(
+            "heliograph_projection_restarts",
+            "Passes of the read models' reader that failed.",
+            value=self._runner.restarts,
+        )
