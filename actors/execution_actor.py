@@ -16,7 +16,7 @@ A plain class, tested without Ray; ``host`` gives it a place to live.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -26,7 +26,7 @@ from actors.step_call import StepOutcome
 from actors.writer import Committed
 from runtime import commands, events, scheduling
 from runtime.commands import Command
-from runtime.errors import DomainError, InvalidTransition, InvariantViolated
+from runtime.errors import DomainError, InvariantViolated, Refused, Unavailable
 from runtime.event_log import Append, Chain, Recorded
 from runtime.events import BlobRef, Event, Json, StepError
 from runtime.execution import decide
@@ -39,8 +39,15 @@ BURST_STEPS_MAX = 64
 
 ERROR_MESSAGE_CHARS_MAX = 2_000
 
-GRACE_SECONDS = 10.0
-"""How long running nodes get to stop after an accepted cancellation (gateway rule G7)."""
+STOP_SECONDS_MAX = 15.0
+"""How long running nodes get to stop after an accepted cancellation (gateway rule G7), killing included."""
+
+LOADED_BYTES_MAX = 16 * 1024 * 1024
+"""Large outputs kept at hand for later nodes; beyond it those read longest ago are dropped."""
+
+FLOW = NodeId("#flow")
+CANCELLATION = NodeId("#cancellation")
+"""Keys of the tasks that belong to no node: no node can have such an id."""
 
 
 class Shell(Protocol):
@@ -58,7 +65,7 @@ class Shell(Protocol):
     async def load(self, ref: BlobRef) -> Json: ...
     async def store_if_large(self, value: Json) -> BlobRef | None: ...
     async def run_child(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome: ...
-    def cancel_child(self, child_id: str) -> None: ...
+    def cancel_children(self, child_ids: Iterable[str], after: Committed) -> None: ...
     def child_id(self, parent: ExecutionState, node_id: NodeId, attempt: int) -> str: ...
     async def perform(
         self, actor: "ExecutionActor", step: Step, attempt: int, action: Action
@@ -76,9 +83,12 @@ class ExecutionActor:
         self._decided: list[Event] = []
         self._committed: Committed | None = None
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
-        self._loaded: dict[str, Json] = {}
+        self._loaded: dict[str, tuple[int, Json]] = {}
         self._candidates: dict[NodeId, None] | None = None
         self._advancing = False
+        self._continues = False
+        self._orphans_wait = False
+        self._children_stopped = False
         self.is_stopped = False
 
     # --- messages -----------------------------------------------------------------------------------
@@ -96,15 +106,18 @@ class ExecutionActor:
     def receive(self, command: Command) -> Reply:
         """Handle one message; what it caused is handed to the writer but not durable yet.
 
-        Raises: InvalidTransition when the execution's state does not allow it.
+        Raises: InvalidTransition when the execution's state does not allow it; Unavailable when a fault of
+        ours made the actor forget it.
         """
-        previous = self.state.status
-        self._decide(command)
-        if isinstance(command, commands.RequestCancel):
-            self._stop_tasks(confirm=True)
+        previous, was_cancelling = self.state.status, self.state.cancel_requested_at is not None
+        self._guarded(lambda: self._decide(command))
+        if isinstance(command, commands.RequestCancel) and not was_cancelling:
+            self._stop_nodes()
         elif isinstance(command, commands.Resume):
-            self._restart_orphans()
+            self._guarded(self._restart_orphans)
         self.advance()
+        if self.is_stopped:
+            raise Unavailable("the execution is being recovered; send it again")
         return Reply(previous_status=previous, version=self.state.version)
 
     async def durable(self) -> None:
@@ -119,21 +132,20 @@ class ExecutionActor:
 
     def resume(self) -> None:
         """Go on after a recovery or an activation: make again every attempt without an outcome."""
+        self._guarded(self._resume)
+        self.wake()
+
+    def _resume(self) -> None:
         if self.state.owner != self._shell.owner:
             self._decide(commands.TakeOver(at=self._shell.now(), owner=self._shell.owner))
         if self.state.cancel_requested_at is not None and not self.state.is_closed:
-            for node in self.state.nodes.values():
-                if node.status == "waiting" and node.child_id:
-                    self._shell.cancel_child(node.child_id)
             self._decide(commands.ConfirmCancelled(at=self._shell.now()))
         else:
             self._restart_orphans()
-        self.wake()
 
     def _restart_orphans(self) -> None:
         """Begin what the log says is running although no task of ours runs it."""
-        if self.state.input_ref is not None and self.state.input_ref.sha256 not in self._loaded:
-            self._load_then_advance(NodeId(""), (self.state.input_ref,))
+        if self._awaits_input():
             return
         for node_id, node in self.state.nodes.items():
             if node_id in self._tasks or not scheduling.is_open_for_nodes(self.state):
@@ -141,10 +153,17 @@ class ExecutionActor:
             if node.status == "running":
                 self._begin(node_id)
             elif node.status == "waiting" and node.child_id:
-                self._spawn(node_id, self._await_child(node_id, node))
+                self._spawn(node_id, self._await_child, node_id, node)
 
     def wake(self) -> None:
         """Something may be due by now: the deadline, a timer, a retry."""
+        self._guarded(self._fire_timers)
+        self.advance()
+        if not self.is_stopped:
+            # A timer may run a little before the clock says so: what is not due yet is waited for again.
+            self._shell.wake_later(self, scheduling.wake_at(self.state))
+
+    def _fire_timers(self) -> None:
         now = self._shell.now()
         if scheduling.is_overdue(self.state, now):
             self._decide(commands.TimeOut(at=now))
@@ -152,19 +171,32 @@ class ExecutionActor:
             for node_id in scheduling.due_timers(self.state, now):
                 self._decide(commands.FireTimer(at=now, node_id=node_id, draw=self._shell.draw()))
         self._candidates = None
-        self.advance()
+
+    @property
+    def is_durable(self) -> bool:
+        """Everything decided so far is committed."""
+        return not self._decided and (self._committed is None or self._committed.done())
 
     @property
     def is_busy(self) -> bool:
-        """Holds tasks or events that are not committed; it can't leave memory now."""
-        return bool(self._tasks or self._decided) or not (self._committed is None or self._committed.done())
+        """It can't leave memory now: something runs, is to be started, or is not committed yet."""
+        return bool(self._tasks) or self._continues or not self.is_durable
 
     def stop(self) -> None:
         """Forget everything without recording it (passivated, fenced, or the host ends)."""
         self.is_stopped = True
         self._decided.clear()
-        self._stop_tasks(confirm=False)
+        self._cancel_tasks()
         self._shell.wake_later(self, None)
+
+    def _guarded(self, part: Callable[[], None]) -> None:
+        """Do ``part``; after a fault of ours the actor dies and recovers from the log."""
+        try:
+            part()
+        except Refused:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is our bug
+            self._shell.crashed(self, error)
 
     # --- deciding and recording -----------------------------------------------------------------------
 
@@ -188,7 +220,9 @@ class ExecutionActor:
             self._committed = self._shell.append(append)
             self._committed.add_done_callback(self._on_committed)
             if self.state.is_closed:
-                self._stop_tasks(confirm=False)
+                self._cancel_tasks()
+            if self.state.is_closed or self.state.cancel_requested_at is not None:
+                self._stop_children(self._committed)
             self._shell.wake_later(self, scheduling.wake_at(self.state))
 
     def _on_committed(self, committed: "asyncio.Future[tuple[Recorded, ...]]") -> None:
@@ -209,10 +243,9 @@ class ExecutionActor:
         if self._advancing or self.is_stopped:
             return
         self._advancing = True
+        self._continues = False
         try:
             self._advance()
-        except DomainError:
-            raise
         except Exception as error:  # noqa: BLE001 - our bug: the actor dies and recovers from the log
             self._shell.crashed(self, error)
             return
@@ -221,10 +254,7 @@ class ExecutionActor:
         self._flush()
 
     def _advance(self) -> None:
-        if not scheduling.is_open_for_nodes(self.state):
-            return
-        if self.state.input_ref is not None and self.state.input_ref.sha256 not in self._loaded:
-            self._load_then_advance(NodeId(""), (self.state.input_ref,))
+        if not scheduling.is_open_for_nodes(self.state) or self._awaits_input():
             return
         for _ in range(BURST_STEPS_MAX):
             now = self._shell.now()
@@ -239,32 +269,44 @@ class ExecutionActor:
                 if node_id not in self._tasks and scheduling.is_open_for_nodes(self.state):
                     self._begin(node_id)
         else:
+            self._continues = True
             asyncio.get_running_loop().call_soon(self.advance)
-        if scheduling.is_finished(self.state) and NodeId("") not in self._tasks:
+        if scheduling.is_finished(self.state) and FLOW not in self._tasks:
             self._finish()
+
+    def _awaits_input(self) -> bool:
+        """Whether a large input must be loaded first; begins to load it."""
+        ref = self.state.input_ref
+        if ref is None or ref.sha256 in self._loaded:
+            return False
+        if FLOW not in self._tasks:
+            self._spawn(FLOW, self._load, (ref,))
+        return True
 
     def _begin(self, node_id: NodeId) -> None:
         """Start one attempt of a node: its condition, its pure part, and what that asks for."""
         step = self.plan.steps[node_id]
         missing = self._missing(step.reads)
         if missing:
-            self._load_then_advance(node_id, missing)
+            self._spawn(node_id, self._load, missing)
             return
         now = self._shell.now()
         node = self.state.nodes.get(node_id)
         attempt = 1 if node is None else node.attempt + (node.status == "retrying")
         scope = self.scope(step, attempt)
         try:
-            if node is None and step.condition is not None and not step.condition(scope):
-                self._decide(commands.SkipNode(at=now, node_id=node_id, reason="condition"))
-                return
+            is_wanted = node is not None or step.condition is None or step.condition(scope)
+        except Exception as error:  # noqa: BLE001 - expressions may raise anything
             self._decide(commands.StartNode(at=now, node_id=node_id, where=self._shell.owner))
+            self._record(node_id, attempt, StepOutcome(error=step_error(error)))
+            return
+        if not is_wanted:
+            self._decide(commands.SkipNode(at=now, node_id=node_id, reason="condition"))
+            return
+        self._decide(commands.StartNode(at=now, node_id=node_id, where=self._shell.owner))
+        try:
             action = step.act(scope)
-        except InvalidTransition:
-            raise
         except Exception as error:  # noqa: BLE001 - templates and expressions may raise anything
-            if node is None and node_id not in self.state.nodes:
-                self._decide(commands.StartNode(at=now, node_id=node_id, where=self._shell.owner))
             self._record(node_id, attempt, StepOutcome(error=step_error(error)))
             return
         self._act(step, attempt, action, now)
@@ -284,7 +326,7 @@ class ExecutionActor:
                         )
                     )
                 else:
-                    self._spawn(node_id, self._store_output(node_id, attempt, action))
+                    self._spawn(node_id, self._store_output, node_id, attempt, action)
             case Wait():
                 until = action.until
                 if action.delay_seconds is not None:
@@ -310,14 +352,14 @@ class ExecutionActor:
                         child_input=action.input,
                     )
                 )
-                self._spawn(node_id, self._await_child(node_id, self.state.nodes[node_id]))
+                self._spawn(node_id, self._await_child, node_id, self.state.nodes[node_id])
             case _:
-                self._spawn(node_id, self._perform(step, attempt, action))
+                self._spawn(node_id, self._perform, step, attempt, action)
 
     def _finish(self) -> None:
         missing = self._missing(self.plan.output_reads)
         if missing:
-            self._load_then_advance(NodeId(""), missing)
+            self._spawn(FLOW, self._load, missing)
             return
         now = self._shell.now()
         try:
@@ -328,7 +370,7 @@ class ExecutionActor:
         if is_surely_small(output):
             self._decide(commands.Complete(at=now, output=output))
         else:
-            self._spawn(NodeId(""), self._complete_large(output))
+            self._spawn(FLOW, self._complete_large, output)
 
     # --- what nodes can see -------------------------------------------------------------------------------
 
@@ -345,7 +387,7 @@ class ExecutionActor:
     def _scope_of(self, reads: tuple[NodeId, ...], execution: dict[str, Any]) -> dict[str, Any]:
         ref = self.state.input_ref
         return {
-            "inputs": self._with_files(self.state.input if ref is None else self._loaded[ref.sha256]),
+            "inputs": self._with_files(self.state.input if ref is None else self._loaded[ref.sha256][1]),
             "nodes": {node_id: self._output(node_id) for node_id in reads},
             "execution": execution or {"id": self.state.execution_id, "flow": self.state.flow_id},
         }
@@ -359,7 +401,7 @@ class ExecutionActor:
         node = self.state.nodes.get(node_id)
         if node is None:
             return None
-        return node.output if node.output_ref is None else self._loaded[node.output_ref.sha256]
+        return node.output if node.output_ref is None else self._loaded[node.output_ref.sha256][1]
 
     def draw(self) -> float:
         """A random number in [0, 1) from the host."""
@@ -372,41 +414,66 @@ class ExecutionActor:
         refs = (self.state.nodes[n].output_ref for n in reads if n in self.state.nodes)
         return tuple(ref for ref in refs if ref is not None and ref.sha256 not in self._loaded)
 
-    def _load_then_advance(self, node_id: NodeId, refs: tuple[BlobRef, ...]) -> None:
-        self._spawn(node_id, self._load(node_id, refs))
-
-    async def _load(self, node_id: NodeId, refs: tuple[BlobRef, ...]) -> None:
+    async def _load(self, refs: tuple[BlobRef, ...]) -> None:
+        """Bring large outputs into memory; what needed them is due again afterwards."""
         try:
             for ref in refs:
-                self._loaded[ref.sha256] = await self._shell.load(ref)
-        except (DomainError, OSError, ValueError) as error:
-            self._decide(commands.Fail(at=self._shell.now(), error=step_error(error)))
-        finally:
-            self._tasks.pop(node_id, None)
-        self._restart_orphans()  # due_nodes does not name attempts that a recovery makes again
+                self._loaded[ref.sha256] = (ref.size, await self._shell.load(ref))
+        except (DomainError, ValueError) as error:
+            self._fail(error)
+            return
+        self._drop_unread({ref.sha256 for ref in refs})
+        # due_nodes does not name the attempts that a recovery makes again.
+        self._orphans_wait = True
         self._candidates = None
+
+    def _drop_unread(self, wanted: set[str]) -> None:
+        excess = sum(size for size, _ in self._loaded.values()) - LOADED_BYTES_MAX
+        if excess <= 0:
+            return
+        reads = [self.plan.steps[node_id].reads for node_id in self._tasks if node_id in self.plan.steps]
+        for node_id in (read for names in reads for read in names):
+            node = self.state.nodes.get(node_id)
+            if node is not None and node.output_ref is not None:
+                wanted.add(node.output_ref.sha256)
+        if self.state.input_ref is not None:
+            wanted.add(self.state.input_ref.sha256)
+        for sha256 in [known for known in self._loaded if known not in wanted]:
+            if excess > 0:
+                excess -= self._loaded.pop(sha256)[0]
 
     # --- tasks ------------------------------------------------------------------------------------------
 
-    def _spawn(self, node_id: NodeId, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._guard(node_id, work))
+    def _spawn(
+        self, node_id: NodeId, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(self._guard(node_id, work, arguments))
         self._tasks[node_id] = task
+        # A task that is cancelled before its first step never enters its own clean-up.
+        task.add_done_callback(lambda done: self._forget(node_id, done))
 
-    async def _guard(self, node_id: NodeId, work: Coroutine[Any, Any, None]) -> None:
-        me = asyncio.current_task()
+    def _forget(self, node_id: NodeId, task: "asyncio.Task[Any] | None") -> None:
+        if self._tasks.get(node_id) is task:
+            del self._tasks[node_id]
+
+    async def _guard(
+        self, node_id: NodeId, work: Callable[..., Coroutine[Any, Any, None]], arguments: tuple[Any, ...]
+    ) -> None:
         try:
-            await work
+            await work(*arguments)
         except asyncio.CancelledError:
             return
         except DomainError:
-            return  # fenced or closed meanwhile: `_on_committed` deals with it
+            return  # fenced, or closed meanwhile: `_on_committed` deals with it
         except Exception as error:  # noqa: BLE001 - our bug: the actor dies and recovers from the log
             self._shell.crashed(self, error)
             return
         finally:
-            if self._tasks.get(node_id) is me:
-                del self._tasks[node_id]
+            self._forget(node_id, asyncio.current_task())
         if not self.is_stopped:
+            if self._orphans_wait:
+                self._orphans_wait = False
+                self._guarded(self._restart_orphans)
             self.advance()
             self._shell.changed(self)
 
@@ -415,33 +482,47 @@ class ExecutionActor:
         self._flush()
         await self.durable()
         outcome = await self._shell.perform(self, step, attempt, action)
-        if outcome.error is None and outcome.output_ref is None and not is_surely_small(outcome.output):
-            ref = await self._shell.store_if_large(outcome.output)
-            if ref is not None:
-                outcome = msgspec.structs.replace(outcome, output=None, output_ref=ref)
+        if outcome.error is None and outcome.output_ref is None:
+            outcome = await self._with_claim_check(outcome)
         self._record(step.node_id, attempt, outcome)
 
+    async def _with_claim_check(self, outcome: StepOutcome) -> StepOutcome:
+        """``outcome`` with a large output put aside; failed when it can't be stored."""
+        if is_surely_small(outcome.output):
+            return outcome
+        try:
+            ref = await self._shell.store_if_large(outcome.output)
+        except (DomainError, TypeError, ValueError) as error:
+            return msgspec.structs.replace(outcome, output=None, error=step_error(error))
+        return outcome if ref is None else msgspec.structs.replace(outcome, output=None, output_ref=ref)
+
     async def _store_output(self, node_id: NodeId, attempt: int, output: Output) -> None:
-        ref = await self._shell.store_if_large(output.value)
-        self._decide(
-            commands.RecordCompleted(
-                at=self._shell.now(),
-                node_id=node_id,
-                attempt=attempt,
-                output=None if ref else output.value,
-                output_ref=ref,
-                skips=output.skips,
-            )
-        )
+        outcome = await self._with_claim_check(StepOutcome(output=output.value))
+        self._record(node_id, attempt, outcome, output.skips)
 
     async def _complete_large(self, output: Json) -> None:
-        ref = await self._shell.store_if_large(output)
-        self._decide(commands.Complete(at=self._shell.now(), output=None if ref else output, output_ref=ref))
+        outcome = await self._with_claim_check(StepOutcome(output=output))
+        now = self._shell.now()
+        if outcome.error is not None:
+            self._decide(commands.Fail(at=now, error=outcome.error))
+        else:
+            self._decide(commands.Complete(at=now, output=outcome.output, output_ref=outcome.output_ref))
+
+    def _fail(self, error: BaseException) -> None:
+        """End the execution with a fault that belongs to no node."""
+        if not self.state.is_closed and self.state.cancel_requested_at is None:
+            self._decide(commands.Fail(at=self._shell.now(), error=step_error(error)))
 
     async def _await_child(self, node_id: NodeId, node: NodeState) -> None:
         self._flush()
         await self.durable()
-        outcome = await self._shell.run_child(self.state, node_id, node)
+        seconds = self.plan.steps[node_id].timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                outcome = await self._shell.run_child(self.state, node_id, node)
+        except TimeoutError:
+            message = f"child execution {node.child_id} took longer than {seconds} s"
+            outcome = StepOutcome(error=StepError(type="TimeoutError", message=message))
         self._decide(
             commands.RecordChildEnd(
                 at=self._shell.now(),
@@ -453,6 +534,10 @@ class ExecutionActor:
                 draw=self._shell.draw(),
             )
         )
+        if outcome.error is not None and outcome.error.type == "TimeoutError":
+            self._flush()
+            if self._committed is not None:
+                self._shell.cancel_children((node.child_id,), self._committed)
 
     def record_progress(
         self, node_id: NodeId, attempt: int, total: int, items: tuple[events.ItemOutcome, ...]
@@ -467,7 +552,9 @@ class ExecutionActor:
         )
         self._flush()
 
-    def _record(self, node_id: NodeId, attempt: int, outcome: StepOutcome) -> None:
+    def _record(
+        self, node_id: NodeId, attempt: int, outcome: StepOutcome, skips: tuple[NodeId, ...] = ()
+    ) -> None:
         now = self._shell.now()
         if outcome.error is None:
             self._decide(
@@ -477,6 +564,7 @@ class ExecutionActor:
                     attempt=attempt,
                     output=outcome.output,
                     output_ref=outcome.output_ref,
+                    skips=skips,
                     logs=outcome.logs,
                     where=outcome.where,
                 )
@@ -494,23 +582,34 @@ class ExecutionActor:
                 )
             )
 
-    def _stop_tasks(self, *, confirm: bool) -> None:
-        """Cancel what runs. ``confirm``: record the cancellation once all has stopped."""
-        tasks = [task for task in self._tasks.values() if task is not _current_task()]
+    def _cancel_tasks(self) -> list["asyncio.Task[None]"]:
+        current = _current_task()
+        tasks = [task for task in self._tasks.values() if task is not current]
         for task in tasks:
             task.cancel()
-        if confirm and not self.state.is_closed:
-            confirmation = asyncio.get_running_loop().create_task(self._confirm_cancelled(tasks))
-            self._tasks[NodeId("#cancel")] = confirmation
+        return tasks
 
-    async def _confirm_cancelled(self, tasks: list[asyncio.Task[None]]) -> None:
+    def _stop_nodes(self) -> None:
+        """After an accepted cancellation: stop what runs, then confirm."""
+        tasks = self._cancel_tasks()
+        if not self.state.is_closed:
+            self._spawn(CANCELLATION, self._confirm_cancelled, tasks)
+
+    async def _confirm_cancelled(self, tasks: list["asyncio.Task[None]"]) -> None:
         if tasks:
             # Workers are killed after the grace period; the wait is bounded even if one can't be.
-            await asyncio.wait(tasks, timeout=GRACE_SECONDS + 5)
-        self._tasks.pop(NodeId("#cancel"), None)
+            await asyncio.wait(tasks, timeout=STOP_SECONDS_MAX)
         if not self.is_stopped and not self.state.is_closed:
             self._decide(commands.ConfirmCancelled(at=self._shell.now()))
-            self._flush()
+
+    def _stop_children(self, after: Committed) -> None:
+        if self._children_stopped:
+            return
+        self._children_stopped = True
+        nodes = self.state.nodes.values()
+        children = [node.child_id for node in nodes if node.status == "waiting" and node.child_id]
+        if children:
+            self._shell.cancel_children(children, after)
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -8,20 +8,23 @@
                                               passivated (only its row and its events remain)
 
 The host alone moves these. ``admitted`` executions are bounded (``running_max``); those that wait for a
-timer or a signal leave memory and give their place back. After a crash Ray starts the process again; its
-new incarnation takes over what the old one owned, so a late write of the old one conflicts.
+timer or a signal leave memory and give their place back. The bound is on beginning: an execution that
+was begun before (a timer came due, a signal arrived, a recovery) goes on at once, and so does a child,
+whose parent holds a place already; both count, so new ones wait the longer. After a crash Ray starts the
+process again; its new incarnation takes over what the old one owned, so a late write of the old one
+conflicts.
 
 A plain class, tested without Ray; ``ExecutionHost`` is the one line that makes it an actor.
 """
 
 import asyncio
-import hashlib
 import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import ray
@@ -29,27 +32,31 @@ import structlog
 from ray.actor import exit_actor
 
 from actors import messages
+from actors.children import Children, child_id
 from actors.execution_actor import ExecutionActor
 from actors.map_run import MapRun
 from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
+from actors.patience import until_available
 from actors.performer import Attempt, HttpClientFactory, Performer
 from actors.plans import Plans
 from actors.step_call import StepOutcome
+from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
 from actors.worker_pool import PoolSettings, WorkerPool
 from actors.writer import Committed, GroupCommitWriter
-from runtime import commands, execution, scheduling
+from runtime import commands, events, execution, scheduling
 from runtime.blob_store import BlobStore
 from runtime.errors import (
     Conflict,
     Diverged,
     DomainError,
     InvalidTransition,
+    InvariantViolated,
     NotFound,
     Overloaded,
     Unavailable,
 )
-from runtime.event_log import Append, Chain, EventLog
+from runtime.event_log import Append, Chain, EventLog, Recorded
 from runtime.events import BlobRef, Json, StepError
 from runtime.ids import SECOND, FlowId, FlowVersion, HostName, Micros, NodeId, TenantId
 from runtime.plan import Action, MapOver, Plan, Step
@@ -66,11 +73,11 @@ PASSIVATE_AFTER_SECONDS = 1.0
 CRASHES_MAX = 3
 """Times an execution is recovered from a fault of ours before it fails with ``InternalError``."""
 
-LEAVE_AFTER_SECONDS = 1.0
-"""How long a dedicated host stays after its execution's end, for the feed to be read."""
+REVIVE_SECONDS = 0.2
+"""Pause before the first recovery from a fault of ours; the second waits twice as long."""
 
-WAKE_SECONDS_MAX = 60.0
-"""The host asks the store for due timers at least this often."""
+ACTIVATIONS_MAX = 5
+"""Times a message finds its execution leaving memory before it is refused (``Unavailable``)."""
 
 
 class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,32 +113,33 @@ class Host:
         self._activations: dict[str, asyncio.Task[ExecutionActor]] = {}
         self._queue: OrderedDict[str, None] = OrderedDict()
         self._admitted: set[str] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._ends: dict[str, list[asyncio.Future[ExecutionState]]] = {}
+        self._timers: dict[ExecutionActor, asyncio.TimerHandle] = {}
+        self._wake_ups = WakeUps(self._log, HostName(self.config.name), self)
+        self._children = Children(self._log, self._plans, self)
         self._crashes: dict[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._waker: asyncio.TimerHandle | None = None
-        self._waker_at: float = 0.0
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None
-        self._state: str = "recovering"
-        self._has_left = False
+        self._state: Literal["recovering", "running", "leaving", "closed"] = "recovering"
 
     # --- calls from outside ---------------------------------------------------------------------------
 
     async def deliver(self, batch: bytes) -> bytes:
         """Handle a batch of messages; answers in the same order, each once it is durable."""
         await self._start()
+        # Each is taken up before the first is waited for: one that must be read back holds up nobody.
         answers = [self._handle(message) for message in messages.decode_messages(batch)]
-        return messages.encode([answer if isinstance(answer, Answer) else await answer for answer in answers])
+        return messages.encode(
+            [answer if isinstance(answer, Answer) else await self._settled(answer) for answer in answers]
+        )
 
     async def poll(self, gateway_id: str, wait_seconds: float) -> bytes:
         """The next batch of the live feed for one gateway (see ``watchers``)."""
         await self._start()
-        batch = await self._watchers.poll(gateway_id, wait_seconds)
-        if self._has_left:
-            exit_actor()  # works only inside of a call; Ray does not restart an actor that left by itself
-        return messages.encode(batch)
+        if self._state == "leaving" and not self._watchers.has_news(gateway_id):
+            await self.close()
+            exit_actor()
+        return messages.encode(await self._watchers.poll(gateway_id, wait_seconds))
 
     async def status(self) -> bytes:
         await self._start()
@@ -146,17 +154,20 @@ class Host:
 
     async def close(self) -> None:
         """Write what is decided, forget the rest: the log has all that is needed to go on."""
-        if self._started is None:
+        if self._started is None or self._state == "closed":
             return
+        self._state = "closed"
         for actor in tuple(self._actors.values()):
             actor.stop()
-        for task in tuple(self._background):
+        self._wake_ups.close()
+        tasks: list[asyncio.Task[Any]] = [*self._background, *self._activations.values()]
+        for task in tasks:
             task.cancel()
-        if self._waker is not None:
-            self._waker.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._writer.close)
         await self._performer.close()
         self._log.close()
+        self._watchers.wake_all()
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -178,7 +189,7 @@ class Host:
             self.owner,
         )
         self._permits = asyncio.Semaphore(RECOVERIES_AT_ONCE_MAX)
-        self._spawn(self._recover(HostName(self.config.name)))
+        self.spawn(self._recover(HostName(self.config.name)))
 
     async def _recover(self, owner: HostName) -> None:
         """Take over every open execution of ``owner``.
@@ -189,10 +200,9 @@ class Host:
         waiting = owner != self.config.name
         after = ""
         while True:
-            page = await asyncio.to_thread(self._log.open_executions, owner, after, waiting=waiting)
+            page = await self._open_page(owner, after, waiting=waiting)
             for execution_id in page:
-                await self._permits.acquire()
-                self._spawn(self._recover_one(execution_id))
+                await self.bring_back(execution_id)
             if not page:
                 break
             after = page[-1]
@@ -200,31 +210,42 @@ class Host:
             await self._permits.acquire()
         for _ in range(RECOVERIES_AT_ONCE_MAX):
             self._permits.release()
-        if self._state != "running":
+        if self._state == "recovering":
             log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=len(self._queue))
-        self._state = "running"
-        await self._wake_due()
+            self._state = "running"
+        await self._wake_ups.look()
+
+    async def _open_page(self, owner: HostName, after: str, *, waiting: bool) -> list[str]:
+        read = self._log.open_executions
+        return await until_available(
+            lambda: asyncio.to_thread(read, owner, after, waiting=waiting), "read the open executions"
+        )
+
+    async def bring_back(self, execution_id: str) -> None:
+        """Begin to read an execution back; waits only for a permit to do so."""
+        await self._permits.acquire()
+        self.spawn(self._recover_one(execution_id))
 
     async def _recover_one(self, execution_id: str) -> None:
         try:
-            await self._activate(execution_id)
-        except NotFound:
+            await until_available(lambda: self.bring_here(execution_id), "read an execution back")
+        except (NotFound, InvalidTransition):
             log.info("not recovered: ended meanwhile", execution=execution_id)
-        except (DomainError, OSError) as error:
-            log.error(
-                "not recovered, trying again on its next message", execution=execution_id, error=str(error)
-            )
+        except DomainError as error:
+            if not self._wake_ups.is_unreadable(execution_id):
+                log.error("not recovered: can't be read", execution=execution_id, error=str(error))
+            self._wake_ups.note_unreadable(execution_id)
         finally:
             self._permits.release()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Do ``work`` in the background until it is done or the host closes."""
+
         async def run() -> None:
             try:
                 await work
-            except asyncio.CancelledError:
-                raise
-            except Unavailable as error:
-                log.warning("background work gave up", error=str(error))
+            except Exception as error:  # nobody waits for it: it must at least be seen
+                log.error("background work failed", host=self.owner, exc_info=error)
 
         task = asyncio.get_running_loop().create_task(run())
         self._background.add(task)
@@ -233,6 +254,8 @@ class Host:
     # --- messages -------------------------------------------------------------------------------------
 
     def _handle(self, message: Message) -> "Answer | Awaitable[Answer]":
+        if self._state == "closed":
+            return Refusal("Unavailable", ("the host is shutting down",))
         match message:
             case Start():
                 return self._start_execution(message.command)
@@ -245,30 +268,51 @@ class Host:
                 self._watchers.unwatch(message.gateway_id, message.execution_ids)
                 return Reply()
             case messages.Adopt():
-                self._spawn(self._recover(HostName(message.owner)))
+                self.spawn(self._recover(HostName(message.owner)))
                 return Reply()
 
+    async def _settled(self, answer: Awaitable[Answer]) -> Answer:
+        try:
+            return await answer
+        except DomainError as error:
+            return messages.refusal_of(error)
+        except Exception as error:  # our bug must not take the batch's other answers along
+            log.error("a message failed", host=self.owner, exc_info=error)
+            return Refusal("Unavailable", ("the runtime failed; see the server's log",))
+
     def _start_execution(self, command: commands.StartExecution) -> "Answer | Awaitable[Answer]":
-        if command.execution_id in self._actors:
-            return self._durable(self._actors[command.execution_id], "queued")
-        if len(self._queue) >= self.config.queued_max:
-            return messages.refusal_of(Overloaded("too many executions are waiting to start", 5))
+        actor = self._actors.get(command.execution_id)
+        if actor is not None:
+            return self._accepted(actor)
+        if self._is_full():
+            return _overloaded()
         plan = self._plans.known(
             TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
         )
-        if plan is None:
-            return self._load_plan_and_start(command)
-        return self._durable(self._begin(command, plan), "queued")
+        if plan is None or command.execution_id in self._activations:
+            return asyncio.ensure_future(self._load_plan_and_start(command))
+        return self._accepted(self._begin(command, plan))
 
     async def _load_plan_and_start(self, command: commands.StartExecution) -> Answer:
-        try:
-            plan = await self._plans.plan(
-                TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
-            )
-        except DomainError as error:
-            return messages.refusal_of(error)
-        actor = self._actors.get(command.execution_id) or self._begin(command, plan)
-        return await self._durable(actor, "queued")
+        plan = await self._plans.plan(
+            TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
+        )
+        activation = self._activations.get(command.execution_id)
+        if activation is not None:
+            await asyncio.wait([activation])
+        actor = self._actors.get(command.execution_id)
+        if actor is None:
+            if self._is_full() and not command.parent_id:
+                return _overloaded()
+            actor = self._begin(command, plan)
+        return await self._accepted(actor)
+
+    async def start_child(self, command: commands.StartExecution) -> Answer:
+        """Start an execution whose parent lives here; it begins at once (see the top of this file)."""
+        return await self._settled(self._load_plan_and_start(command))
+
+    def _is_full(self) -> bool:
+        return len(self._admitted) >= self.config.running_max and len(self._queue) >= self.config.queued_max
 
     def _begin(self, command: commands.StartExecution, plan: Plan) -> ExecutionActor:
         started = execution.start(msgspec.structs.replace(command, owner=self.owner), plan)
@@ -277,30 +321,73 @@ class Host:
         self._enqueue(actor)
         return actor
 
-    async def _durable(self, actor: ExecutionActor, previous: str) -> Answer:
+    async def _accepted(self, actor: ExecutionActor) -> Answer:
+        """The answer to a start, once it is durable."""
         try:
             await actor.durable()
         except Conflict:
             return await self._existing(actor.state.execution_id)
-        except DomainError as error:
-            return messages.refusal_of(error)
-        return Reply(previous_status=previous, version=actor.state.version)
+        return Reply(previous_status="queued", version=actor.state.version)
 
     async def _existing(self, execution_id: str) -> Answer:
         """The answer to a start whose id is taken: the request came before, and was accepted."""
         found = await asyncio.to_thread(self._log.read, execution_id, 0, 1)
-        return (
-            Reply(previous_status="queued", version=1) if found else Refusal("Unavailable", ("not accepted",))
-        )
+        if not found:
+            return Refusal("Unavailable", ("not accepted; send it again",))
+        return Reply(previous_status="queued", version=1)
 
-    async def _send(self, message: Send) -> Answer:
+    def _send(self, message: Send) -> "Answer | Awaitable[Answer]":
+        actor = self._actors.get(message.execution_id)
+        if actor is None or _is_repeated_cancel(actor.state, message.command):
+            return asyncio.ensure_future(self._find_and_send(message))
         try:
-            actor = self._actors.get(message.execution_id) or await self._activate(message.execution_id)
             reply = actor.receive(message.command)
-            await actor.durable()
         except DomainError as error:
             return messages.refusal_of(error)
+        return self._once_durable(actor, reply)
+
+    async def deliver_here(self, message: Send) -> Answer:
+        """Hand ``message`` to its execution, wherever that lived before."""
+        return await self._settled(self._find_and_send(message))
+
+    async def _once_durable(self, actor: ExecutionActor, reply: Reply) -> Answer:
+        try:
+            await actor.durable()
+        except InvariantViolated:
+            return Refusal("Unavailable", ("the runtime failed; see the server's log",))
         return reply
+
+    async def _find_and_send(self, message: Send) -> Answer:
+        for _ in range(ACTIVATIONS_MAX):
+            try:
+                actor = await self._activate(message.execution_id)
+            except InvalidTransition:
+                return await self._answer_again(message)
+            if _is_repeated_cancel(actor.state, message.command):
+                await actor.durable()
+                return await self._answer_again(message)
+            if actor.is_stopped:
+                continue  # it left memory between its activation and now
+            try:
+                return await self._once_durable(actor, actor.receive(message.command))
+            finally:
+                self.changed(actor)
+        return Refusal("Unavailable", ("the execution is being recovered; send it again",))
+
+    async def _answer_again(self, message: Send) -> Answer:
+        """The answer to a message for an execution that ended, or to a cancel that was accepted before."""
+        recorded = await asyncio.to_thread(self._log.read, message.execution_id)
+        state = execution.fold(event.event() for event in recorded)
+        if state is None:
+            raise NotFound("execution not found")
+        command = message.command
+        if _is_repeated_cancel(state, command):
+            return _first_answer(recorded, command.cause)
+        plan = await self._plans.plan(
+            TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
+        )
+        execution.decide(state, plan, command)  # refuses, unless it repeats what was recorded
+        return Reply(previous_status=state.status, version=state.version)
 
     # --- activation, admission, passivation -------------------------------------------------------------
 
@@ -316,8 +403,25 @@ class Host:
         if activation is None:
             activation = asyncio.get_running_loop().create_task(self._load(execution_id))
             self._activations[execution_id] = activation
-            activation.add_done_callback(lambda _: self._activations.pop(execution_id, None))
+            activation.add_done_callback(lambda done: self._activated(execution_id, done))
         return await asyncio.shield(activation)
+
+    def _activated(self, execution_id: str, activation: "asyncio.Task[ExecutionActor]") -> None:
+        self._activations.pop(execution_id, None)
+        if not activation.cancelled():
+            activation.exception()  # whoever waited has it; nobody may have
+
+    async def bring_here(self, execution_id: str) -> None:
+        """Have this execution in memory if it has anything to do. Raises: as ``_activate``."""
+        self.changed(await self._activate(execution_id))
+
+    def is_here(self, execution_id: str) -> bool:
+        return execution_id in self._actors or execution_id in self._activations
+
+    def state_of(self, execution_id: str) -> ExecutionState | None:
+        """The state of an execution in memory."""
+        actor = self._actors.get(execution_id)
+        return None if actor is None else actor.state
 
     async def _load(self, execution_id: str) -> ExecutionActor:
         recorded = await asyncio.to_thread(self._log.read, execution_id)
@@ -333,19 +437,17 @@ class Host:
         )
         actor = ExecutionActor(self, plan, state, Chain(recorded[-1].hash()))
         self._actors[execution_id] = actor
-        if state.started_at is None:
-            self._take_over_queued(actor)
-        else:
+        if state.started_at is not None:
             self._admitted.add(execution_id)
-            actor.resume()
+        actor.resume()
+        if state.started_at is None and not (actor.is_stopped or actor.state.is_closed):
+            self._enqueue(actor)
         return actor
 
-    def _take_over_queued(self, actor: ExecutionActor) -> None:
-        actor.resume()
-        if not actor.state.is_closed:
-            self._enqueue(actor)
-
     def _enqueue(self, actor: ExecutionActor) -> None:
+        if actor.state.parent_id:
+            self._admit_one(actor)
+            return
         self._queue[actor.state.execution_id] = None
         self._admit()
 
@@ -355,8 +457,14 @@ class Host:
             actor = self._actors.get(execution_id)
             if actor is None or actor.state.is_closed or actor.state.cancel_requested_at is not None:
                 continue
-            self._admitted.add(execution_id)
+            self._admit_one(actor)
+
+    def _admit_one(self, actor: ExecutionActor) -> None:
+        self._admitted.add(actor.state.execution_id)
+        try:
             actor.receive(commands.Admit(at=self.now()))
+        except Unavailable:
+            log.warning("crashed while being admitted", execution=actor.state.execution_id)
 
     def _release(self, execution_id: str) -> None:
         self._queue.pop(execution_id, None)
@@ -369,10 +477,10 @@ class Host:
         execution_id = actor.state.execution_id
         if self._actors.get(execution_id) is actor:
             del self._actors[execution_id]
-        timer = self._timers.pop(execution_id, None)
+            self._release(execution_id)
+        timer = self._timers.pop(actor, None)
         if timer is not None:
             timer.cancel()
-        self._release(execution_id)
 
     # --- the shell of the actors --------------------------------------------------------------------------
 
@@ -388,30 +496,26 @@ class Host:
     def changed(self, actor: ExecutionActor) -> None:
         """Everything the actor decided so far is durable: it may have ended, or have nothing to do."""
         state = actor.state
+        if actor.is_stopped or not actor.is_durable:
+            return
         if state.is_closed:
             self._remove(actor)
-            self._crashes.pop(state.execution_id, None)
-            for end in self._ends.pop(state.execution_id, ()):
-                if not end.done():
-                    end.set_result(state)
-            if self.config.dedicated and not self._actors:
-                self._spawn(self._leave())
+            self._forget(state.execution_id)
         elif scheduling.is_idle(state) and not actor.is_busy:
             wake_at = scheduling.wake_at(state)
             if wake_at is None or wake_at - self.now() > PASSIVATE_AFTER_SECONDS * SECOND:
-                self._passivate(actor, wake_at)
+                actor.stop()
+                self._remove(actor)
+                if wake_at is not None:
+                    self._wake_ups.by(wake_at)
 
-    def _passivate(self, actor: ExecutionActor, wake_at: Micros | None) -> None:
-        actor.stop()
-        self._remove(actor)
-        if wake_at is not None:
-            self._wake_by(wake_at)
-
-    async def _leave(self) -> None:
-        """A dedicated host ends with its execution, after its followers were told of the end."""
-        await asyncio.sleep(LEAVE_AFTER_SECONDS)
-        if not self._actors:
-            self._has_left = True
+    def _forget(self, execution_id: str) -> None:
+        """The execution has durably ended."""
+        self._crashes.pop(execution_id, None)
+        self._children.ended(execution_id)
+        if self.config.dedicated and not self._actors and self._state != "closed":
+            # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
+            self._state = "leaving"
             self._watchers.wake_all()
 
     def fenced(self, actor: ExecutionActor) -> None:
@@ -421,78 +525,67 @@ class Host:
         log.warning("fenced", execution=actor.state.execution_id, host=self.owner)
         actor.stop()
         self._remove(actor)
-        if actor.state.version > 1:
-            self._spawn(self._reclaim(actor.state.execution_id))
+        self.spawn(self._reclaim(actor.state.execution_id))
 
     async def _reclaim(self, execution_id: str) -> None:
-        recorded = await asyncio.to_thread(self._log.read, execution_id)
-        state = execution.fold(event.event() for event in recorded)
+        state, _ = await self._read_back(execution_id)
         if state is not None and not state.is_closed and state.owner == self.owner:
-            await self._activate(execution_id)
+            await self._recover_here(execution_id)
+
+    async def _recover_here(self, execution_id: str) -> None:
+        await self._permits.acquire()
+        await self._recover_one(execution_id)
+
+    async def _read_back(self, execution_id: str) -> tuple[ExecutionState | None, list[Recorded]]:
+        recorded = await until_available(
+            lambda: asyncio.to_thread(self._log.read, execution_id), "read an execution"
+        )
+        return execution.fold(event.event() for event in recorded), recorded
 
     def crashed(self, actor: ExecutionActor, error: BaseException) -> None:
         """A fault of ours: drop what was not recorded and go on from the log, a bounded number of times."""
+        if actor.is_stopped:
+            return
         execution_id = actor.state.execution_id
         log.error("execution actor crashed", execution=execution_id, exc_info=error)
         actor.stop()
         self._remove(actor)
         crashes = self._crashes[execution_id] = self._crashes.get(execution_id, 0) + 1
-        self._spawn(self._revive(execution_id, give_up=crashes >= CRASHES_MAX))
+        self.spawn(self._revive(execution_id, crashes))
 
-    async def _revive(self, execution_id: str, *, give_up: bool) -> None:
-        await asyncio.sleep(self._crashes.get(execution_id, 1) * 0.2)
-        if not give_up:
-            await self._activate(execution_id)
+    async def _revive(self, execution_id: str, crashes: int) -> None:
+        await asyncio.sleep(crashes * REVIVE_SECONDS)
+        if crashes < CRASHES_MAX:
+            await self._recover_here(execution_id)
             return
-        recorded = await asyncio.to_thread(self._log.read, execution_id)
-        state = execution.fold(event.event() for event in recorded)
-        if state is None or state.is_closed:
+        state, recorded = await self._read_back(execution_id)
+        if state is None or state.is_closed or execution_id in self._actors:
             return
         plan = await self._plans.plan(
             TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
         )
-        error = StepError(type="InternalError", message="the runtime failed; see the server's log")
-        decision = execution.decide(state, plan, commands.Fail(at=self.now(), error=error))
-        append = Append(execution_id, decision.events, decision.state, Chain(recorded[-1].hash()))
-        await self.append(append)
+        command: commands.Command
+        if state.cancel_requested_at is None:
+            error = StepError(type="InternalError", message="the runtime failed; see the server's log")
+            command = commands.Fail(at=self.now(), error=error)
+        else:
+            command = commands.ConfirmCancelled(at=self.now())
+        decision = execution.decide(state, plan, command)
+        await self.append(Append(execution_id, decision.events, decision.state, Chain(recorded[-1].hash())))
+        self._forget(execution_id)
 
     def wake_later(self, actor: ExecutionActor, at: Micros | None) -> None:
-        execution_id = actor.state.execution_id
-        timer = self._timers.pop(execution_id, None)
+        timer = self._timers.pop(actor, None)
         if timer is not None:
             timer.cancel()
         if at is not None and not actor.is_stopped:
-            delay = max(0.0, (at - self.now()) / SECOND)
-            self._timers[execution_id] = asyncio.get_running_loop().call_later(delay, self._wake, actor)
+            delay = max(0.001, (at - self.now()) / SECOND)
+            self._timers[actor] = asyncio.get_running_loop().call_later(delay, self._wake, actor)
 
     def _wake(self, actor: ExecutionActor) -> None:
-        self._timers.pop(actor.state.execution_id, None)
+        self._timers.pop(actor, None)
         if not actor.is_stopped:
             actor.wake()
-
-    def _wake_by(self, at: Micros) -> None:
-        """Make sure that the store is asked for due timers at ``at``."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + min(WAKE_SECONDS_MAX, max(0.0, (at - self.now()) / SECOND))
-        if self._waker is not None and not self._waker.cancelled():
-            if self._waker_at <= due and self._waker_at > loop.time():
-                return
-            self._waker.cancel()
-        self._waker_at = due
-        self._waker = loop.call_at(due, lambda: self._spawn(self._wake_due()))
-
-    async def _wake_due(self) -> None:
-        """Bring back passivated executions whose timer came due."""
-        owner = HostName(self.config.name)
-        due = await asyncio.to_thread(self._log.due, owner, self.now(), 1_000)
-        for execution_id in due:
-            if execution_id not in self._actors:
-                await self._permits.acquire()
-                self._spawn(self._recover_one(execution_id))
-        next_wake = await asyncio.to_thread(self._log.next_wake, owner)
-        if next_wake is not None:
-            # Not at once again for those that are being activated right now.
-            self._wake_by(Micros(max(next_wake, self.now() + SECOND // 10)))
 
     # --- effects ------------------------------------------------------------------------------------------
 
@@ -521,65 +614,36 @@ class Host:
     # --- child flows --------------------------------------------------------------------------------------
 
     def child_id(self, parent: ExecutionState, node_id: NodeId, attempt: int) -> str:
-        """Derived, not drawn: a repeated start after a crash finds the child it started before."""
-        name = f"{parent.execution_id}:{node_id}:{attempt}".encode()
-        return str(uuid.UUID(bytes=hashlib.sha256(name).digest()[:16], version=8))
+        return child_id(parent.execution_id, node_id, attempt)
 
     async def run_child(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome:
-        """Start the child (or find it) and wait for its end; cancelling the wait cancels the child."""
-        try:
-            state = await self._child_end(parent, node_id, node)
-        except asyncio.CancelledError:
-            self.cancel_child(node.child_id)
-            raise
-        except DomainError as error:
-            return StepOutcome(error=StepError(type="ChildFailed", message=str(error)))
-        if state.status == "completed":
-            return StepOutcome(output=state.output, output_ref=state.output_ref)
-        reason = state.error.message if state.error else state.status
-        message = f"child execution {node.child_id} {state.status}: {reason}"
-        return StepOutcome(error=StepError(type="ChildFailed", message=message[:2_000]))
+        return await self._children.run(parent, node_id, node)
 
-    async def _child_end(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> ExecutionState:
-        end: asyncio.Future[ExecutionState] = asyncio.get_running_loop().create_future()
-        self._ends.setdefault(node.child_id, []).append(end)
-        recorded = await asyncio.to_thread(self._log.read, node.child_id)
-        state = execution.fold(event.event() for event in recorded)
-        if state is not None and state.is_closed:
-            return state
-        if state is None:
-            tenant, flow_id = TenantId(parent.tenant), FlowId(node.child_flow)
-            version = await self._plans.latest(tenant, flow_id)
-            answer = await self._load_plan_and_start(
-                commands.StartExecution(
-                    at=self.now(),
-                    by=parent.by,
-                    cause=parent.execution_id,
-                    execution_id=node.child_id,
-                    tenant=parent.tenant,
-                    flow_id=flow_id,
-                    flow_version=version,
-                    source="flow",
-                    input=node.child_input,
-                    correlation_id=parent.correlation_id or parent.execution_id,
-                    parent_id=parent.execution_id,
-                    parent_node=node_id,
-                )
-            )
-            if isinstance(answer, Refusal):
-                raise messages.error_of(answer)
-        else:
-            await self._activate(node.child_id)
-        return await end
+    def cancel_children(self, child_ids: Iterable[str], after: Committed) -> None:
+        self._children.cancel(child_ids, after)
 
-    def cancel_child(self, child_id: str) -> None:
-        async def cancel() -> None:
-            command = commands.RequestCancel(at=self.now(), reason="the parent ended")
-            answer = await self._send(Send(child_id, command))
-            if isinstance(answer, Refusal):
-                log.info("child not cancelled", execution=child_id, reason=answer.args)
 
-        self._spawn(cancel())
+def _overloaded() -> Refusal:
+    return messages.refusal_of(Overloaded("too many executions are waiting to start", 5))
+
+
+def _is_repeated_cancel(state: ExecutionState, command: commands.Command) -> bool:
+    """The very cancellation that was accepted, sent again because its answer was lost."""
+    return (
+        isinstance(command, commands.RequestCancel)
+        and command.cause != ""
+        and command.cause == state.cancel_cause
+    )
+
+
+def _first_answer(recorded: Iterable[Recorded], cause: str) -> Reply:
+    """What the accepted cancellation with this cause was answered."""
+    for one in recorded:
+        if one.topic == events.CancellationRequested.TOPIC:
+            event = one.event()
+            if isinstance(event, events.CancellationRequested) and event.cause == cause:
+                return Reply(previous_status=event.previous_status, version=event.originator_version)
+    raise Diverged(f"the cancellation caused by {cause} is not in the log")
 
 
 ExecutionHost = ray.remote(Host)

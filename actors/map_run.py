@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from actors.execution_actor import ExecutionActor, step_error
+from actors.execution_actor import ExecutionActor, is_surely_small, step_error
 from actors.performer import Attempt, Performer
 from actors.step_call import StepOutcome
+from runtime.errors import DomainError
 from runtime.events import ItemOutcome, Json, StepError
 from runtime.ids import SECOND, Micros
 from runtime.plan import MapOver, Output, Step
@@ -22,8 +23,15 @@ PROGRESS_ITEMS_MAX = 100
 PROGRESS_SECONDS_MAX = 0.25
 """A batch of finished items is recorded when it is this large or its first item this old."""
 
+LARGE_ITEMS_MAX = 16
+"""Outputs in one batch that may be near the claim-check bound: keeps an event below about 600 KiB."""
+
 INLINE_ITEMS_TURN = 50
 """Pure items computed before other executions of the host get their turn."""
+
+
+class _FirstFailure(Exception):
+    """Stops the other lanes of a map that fails as a whole."""
 
 
 class MapRun:
@@ -49,6 +57,7 @@ class MapRun:
             index: outcome for index, outcome in recorded.items() if keep or outcome.error is None
         }
         self._unrecorded: list[ItemOutcome] = []
+        self._unrecorded_large = 0
         self._record_timer: asyncio.TimerHandle | None = None
         self._failure: StepError | None = None
 
@@ -60,16 +69,19 @@ class MapRun:
             async with asyncio.TaskGroup() as group:
                 for _ in range(lanes):
                     group.create_task(self._lane(todo))
+        except* _FirstFailure:
+            pass  # noted in self._failure
         finally:
             self._record()
         if self._failure is not None:
             return StepOutcome(error=self._failure, started=True)
-        return StepOutcome(output=await self._output(), started=True)
+        try:
+            return StepOutcome(output=await self._output(), started=True)
+        except (DomainError, ValueError) as error:
+            return StepOutcome(error=step_error(error), started=True)
 
     async def _lane(self, todo: Iterator[int]) -> None:
         for done, index in enumerate(todo, start=1):
-            if self._failure is not None:
-                return
             outcome = await self._item(index)
             self._outcomes[index] = outcome
             self._note(outcome)
@@ -77,7 +89,7 @@ class MapRun:
                 self._failure = msgspec.structs.replace(
                     outcome.error, message=f"item {index}: {outcome.error.message}"
                 )
-                return
+                raise _FirstFailure
             if done % INLINE_ITEMS_TURN == 0:
                 await asyncio.sleep(0)
 
@@ -110,7 +122,7 @@ class MapRun:
         except Exception as error:  # noqa: BLE001 - templates and expressions may raise anything
             return StepOutcome(error=step_error(error))
         if isinstance(action, Output):
-            return StepOutcome(output=action.value)
+            return await self._with_claim_check(StepOutcome(output=action.value))
         attempt = Attempt(
             execution_id=self._actor.state.execution_id,
             node_id=self._step.node_id,
@@ -121,16 +133,21 @@ class MapRun:
             files=self._actor.state.files,
             index=index,
         )
-        outcome = await self._performer.perform(action, attempt)
-        if outcome.error is None and outcome.output_ref is None:
+        return await self._with_claim_check(await self._performer.perform(action, attempt))
+
+    async def _with_claim_check(self, outcome: StepOutcome) -> StepOutcome:
+        if outcome.error is not None or outcome.output_ref is not None or is_surely_small(outcome.output):
+            return outcome
+        try:
             ref = await self._performer.store_if_large(outcome.output)
-            if ref is not None:
-                return msgspec.structs.replace(outcome, output=None, output_ref=ref)
-        return outcome
+        except (DomainError, TypeError, ValueError) as error:
+            return msgspec.structs.replace(outcome, output=None, error=step_error(error))
+        return outcome if ref is None else msgspec.structs.replace(outcome, output=None, output_ref=ref)
 
     def _note(self, outcome: ItemOutcome) -> None:
         self._unrecorded.append(outcome)
-        if len(self._unrecorded) >= PROGRESS_ITEMS_MAX:
+        self._unrecorded_large += outcome.output_ref is None and not is_surely_small(outcome.output)
+        if len(self._unrecorded) >= PROGRESS_ITEMS_MAX or self._unrecorded_large >= LARGE_ITEMS_MAX:
             self._record()
         elif self._record_timer is None:
             loop = asyncio.get_running_loop()
@@ -143,6 +160,7 @@ class MapRun:
         if self._unrecorded:
             items = tuple(self._unrecorded)
             self._unrecorded.clear()
+            self._unrecorded_large = 0
             total = len(self._action.items)
             self._actor.record_progress(self._step.node_id, self._attempt, total, items)
 

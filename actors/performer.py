@@ -10,11 +10,12 @@ from typing import Any, assert_never
 
 import httpx
 import msgspec
-from runtime.blob_store import BlobStore
 
+from actors.patience import until_available
 from actors.step_call import StepCall, StepOutcome
 from actors.worker_pool import WorkerPool
-from runtime.errors import DomainError
+from runtime.blob_store import BlobStore
+from runtime.errors import DomainError, Overloaded
 from runtime.events import BlobRef, FileDescriptor, Json, StepError
 from runtime.ids import ExecutionId, NodeId
 from runtime.plan import (
@@ -36,8 +37,24 @@ HTTP_BODY_BYTES_MAX = 8 * 1024 * 1024
 TEXT_BYTES_MAX = 64 * 1024 * 1024
 """A larger file or answer fails the step and says so."""
 
+BLOB_SECONDS_MAX = 300.0
+"""How long the blob store may be away before what needs it fails."""
+
+ROOM_WAIT_SECONDS = 0.25
+"""Pause before a call is offered again to a worker pool whose queue was full."""
+
 OUTPUT_BYTES_MAX = 32 * 1024
 """Claim check: larger outputs go to the blob store (DESIGN 3)."""
+
+
+_FAULTS_OF_STEPS = (
+    DomainError,
+    OSError,
+    ValueError,
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    httpx.StreamError,
+)
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,18 +93,17 @@ class Performer:
         try:
             return await self._perform(action, attempt)
         except TimeoutError:
-            message = f"the attempt took longer than its {attempt.timeout_seconds:g} s"
+            seconds = attempt.timeout_seconds or HTTP_TIMEOUT_SECONDS
+            message = f"the attempt took longer than its {seconds:g} s"
             return self._failed(StepError(type="TimeoutError", message=message))
-        except httpx.HTTPError as error:
+        except _FAULTS_OF_STEPS as error:
             message = str(error) or type(error).__name__
             return self._failed(StepError(type=type(error).__name__, message=message[:2_000]))
-        except (DomainError, OSError, ValueError) as error:
-            return self._failed(StepError(type=type(error).__name__, message=str(error)[:2_000]))
 
     async def _perform(self, action: Action, attempt: Attempt) -> StepOutcome:
         match action:
             case CallFunction():
-                return await self._pool.run(
+                return await self._call(
                     StepCall(
                         execution_id=ExecutionId(attempt.execution_id),
                         node_id=attempt.node_id,
@@ -115,6 +131,14 @@ class Performer:
                 return self._failed(error)
             case _:
                 assert_never(action)
+
+    async def _call(self, call: StepCall) -> StepOutcome:
+        while True:
+            try:
+                return await self._pool.run(call)
+            except Overloaded:
+                # The host's own load is no fault of the step: it waits for room, as long as it may.
+                await asyncio.sleep(ROOM_WAIT_SECONDS)
 
     def _failed(self, error: StepError) -> StepOutcome:
         return StepOutcome(error=error, where=self._where, started=True)
@@ -161,15 +185,26 @@ class Performer:
         return path.read_text(action.encoding)
 
     async def load(self, ref: BlobRef) -> Json:
-        """The JSON value behind a claim check."""
-        return msgspec.json.decode(await asyncio.to_thread(self._blobs.get_bytes, ref))
+        """The JSON value behind a claim check.
+
+        Raises: NotFound, Diverged, Unavailable after ``BLOB_SECONDS_MAX``, ValueError when it is too large.
+        """
+        data = await until_available(
+            lambda: asyncio.to_thread(self._blobs.get_bytes, ref), "read a blob", BLOB_SECONDS_MAX
+        )
+        return msgspec.json.decode(data)
 
     async def store_if_large(self, value: Json) -> BlobRef | None:
-        """Where ``value`` was put, or None when it is small enough to stand in an event."""
+        """Where ``value`` was put, or None when it is small enough to stand in an event.
+
+        Raises: Unavailable after ``BLOB_SECONDS_MAX``; TypeError or ValueError for what is no JSON.
+        """
         data = msgspec.json.encode(value)
         if len(data) <= OUTPUT_BYTES_MAX:
             return None
-        return await asyncio.to_thread(self._blobs.put_bytes, data)
+        return await until_available(
+            lambda: asyncio.to_thread(self._blobs.put_bytes, data), "write a blob", BLOB_SECONDS_MAX
+        )
 
     async def close(self) -> None:
         await self._pool.close()
@@ -184,7 +219,8 @@ class HttpClientFactory:
         self._options = options
 
     def __call__(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(follow_redirects=False, **self._options)
+        # The step's timeout bounds the whole attempt; httpx's own would cut a slow answer after 5 s.
+        return httpx.AsyncClient(follow_redirects=False, timeout=None, **self._options)
 
 
 def _decoded(body: bytes, response: httpx.Response) -> Json:
@@ -193,4 +229,7 @@ def _decoded(body: bytes, response: httpx.Response) -> Json:
             return msgspec.json.decode(body)
         except msgspec.DecodeError:
             return body.decode(errors="replace")
-    return body.decode(response.encoding or "utf-8", errors="replace")
+    try:
+        return body.decode(response.encoding or "utf-8", errors="replace")
+    except LookupError:  # Python knows it, but not as an encoding of text (e.g. charset=base64)
+        return body.decode(errors="replace")

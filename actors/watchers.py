@@ -6,6 +6,7 @@ a slow gateway costs bounded memory and nobody misses an event.
 """
 
 import asyncio
+import itertools
 from collections.abc import Iterable
 
 from actors.messages import Delta, FeedBatch
@@ -22,7 +23,8 @@ _TERMINAL_TOPICS = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
 
 
 class _Gateway:
-    def __init__(self, now: float) -> None:
+    def __init__(self, incarnation: str, now: float) -> None:
+        self.incarnation = incarnation
         self.watched: set[str] = set()
         self.waiting: list[Recorded | Delta] = []
         self.lagged = False
@@ -41,6 +43,7 @@ class Watchers:
 
     def __init__(self, incarnation: str) -> None:
         self._incarnation = incarnation
+        self._acquaintances = itertools.count(1)
         self._gateways: dict[str, _Gateway] = {}
         self._by_execution: dict[str, set[str]] = {}
 
@@ -95,10 +98,10 @@ class Watchers:
                 await asyncio.wait_for(gateway.news.wait(), wait_seconds)
             except TimeoutError:
                 gateway.polled_at = loop.time()
-                return FeedBatch(self._incarnation)
+                return FeedBatch(gateway.incarnation)
         gateway.news.clear()
         gateway.polled_at = loop.time()
-        batch = FeedBatch(self._incarnation, tuple(gateway.waiting), gateway.lagged)
+        batch = FeedBatch(gateway.incarnation, tuple(gateway.waiting), gateway.lagged)
         gateway.waiting.clear()
         gateway.lagged = False
         return batch
@@ -106,8 +109,16 @@ class Watchers:
     def _gateway(self, gateway_id: str) -> _Gateway:
         gateway = self._gateways.get(gateway_id)
         if gateway is None:
-            gateway = self._gateways[gateway_id] = _Gateway(asyncio.get_running_loop().time())
+            # A gateway that was forgotten meanwhile sees a new incarnation, and sends its watches again.
+            incarnation = f"{self._incarnation}/{next(self._acquaintances)}"
+            gateway = _Gateway(incarnation, asyncio.get_running_loop().time())
+            self._gateways[gateway_id] = gateway
         return gateway
+
+    def has_news(self, gateway_id: str) -> bool:
+        """Whether something waits for this gateway's next poll."""
+        gateway = self._gateways.get(gateway_id)
+        return gateway is not None and bool(gateway.waiting or gateway.lagged)
 
     def _forget(self, gateway_id: str, execution_id: str) -> None:
         gateway = self._gateways.get(gateway_id)

@@ -4,8 +4,10 @@
 
 Whatever arrives while a commit runs goes into the next one, so there is no timer and no latency when
 idle. Appends of one stream keep their order. A conflict (another owner wrote first) fails only that
-stream's append. While the store is unreachable the same batch is tried again until it answers: nothing
-is acknowledged meanwhile, and the host refuses new work at its own bound.
+stream's append, and everything its former owner appends after it: the other owner may have written fewer
+events than we were about to, and what comes later must not slip in behind them. While the store is
+unreachable the same batch is tried again until it answers: nothing is acknowledged meanwhile, and the
+host refuses new work at its own bound.
 
 After a crash nothing of this file matters: what was not committed was not acknowledged.
 """
@@ -24,7 +26,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from runtime.errors import Unavailable
+from runtime.errors import Conflict, InvariantViolated, Unavailable
 from runtime.event_log import Append, EventLog, Outcome, Recorded
 
 log = structlog.get_logger(__name__)
@@ -63,14 +65,18 @@ class GroupCommitWriter:
         """
         committed: Committed = self._loop.create_future()
         with self._wake:
-            self._pending.append((append, committed))
-            self._wake.notify()
+            if not self._closing.is_set():
+                self._pending.append((append, committed))
+                self._wake.notify()
+                return committed
+        committed.set_exception(Unavailable("the host is shutting down"))
+        committed.exception()  # nobody may be waiting
         return committed
 
     def close(self) -> None:
         """Write what is pending, then end the thread. Blocking."""
-        self._closing.set()
         with self._wake:
+            self._closing.set()
             self._wake.notify()
         self._thread.join(timeout=30)
 
@@ -83,12 +89,45 @@ class GroupCommitWriter:
                     return
                 size = min(len(self._pending), BATCH_APPENDS_MAX)
                 batch = [self._pending.popleft() for _ in range(size)]
-            try:
-                results = self._write([append for append, _ in batch])
-            except Unavailable as error:
-                self._settle_later(batch, [error] * len(batch))
-            else:
-                self._settle_later(batch, results)
+            self._settle_later(batch, self._outcomes([append for append, _ in batch]))
+
+    def _outcomes(self, appends: list[Append]) -> Sequence[Outcome | Unavailable]:
+        """One outcome each; a stream that lost its owner gets nothing more written by it."""
+        lost = [append.chain.is_lost for append in appends]
+        written = iter(
+            self._write_guarded([a for a, is_lost in zip(appends, lost, strict=True) if not is_lost])
+        )
+        outcomes: list[Outcome | Unavailable] = []
+        for append, is_lost in zip(appends, lost, strict=True):
+            if is_lost:
+                outcomes.append(_conflict(append))
+                continue
+            outcome = next(written)
+            if not isinstance(outcome, tuple):
+                append.chain.is_lost = True
+            outcomes.append(outcome)
+        return outcomes
+
+    def _write_guarded(self, appends: list[Append]) -> Sequence[Outcome | Unavailable]:
+        if not appends:
+            return ()
+        try:
+            return self._write(appends)
+        except Unavailable as error:
+            return [error] * len(appends)
+        except Exception as error:  # our bug; it must not take the other streams with it
+            if len(appends) == 1:
+                log.error("an append can't be written", stream=appends[0].originator_id, exc_info=error)
+                return [InvariantViolated(f"{appends[0].originator_id}: {error!r}")]
+            return [outcome for append in appends for outcome in self._one_by_one(append)]
+
+    def _one_by_one(self, append: Append) -> Sequence[Outcome | Unavailable]:
+        if append.chain.is_lost:
+            return [_conflict(append)]
+        outcomes = self._write_guarded([append])
+        if not isinstance(outcomes[0], tuple):
+            append.chain.is_lost = True
+        return outcomes
 
     def _write(self, appends: list[Append]) -> Sequence[Outcome]:
         retrying = Retrying(
@@ -121,8 +160,17 @@ class GroupCommitWriter:
         results: Sequence[Outcome | Unavailable],
     ) -> None:
         committed = [event for result in results if isinstance(result, tuple) for event in result]
-        if committed:
-            self._on_commit(committed)
+        try:
+            if committed:
+                self._on_commit(committed)
+        finally:
+            self._resolve(batch, results)
+
+    def _resolve(
+        self,
+        batch: list[tuple[Append, Committed]],
+        results: Sequence[Outcome | Unavailable],
+    ) -> None:
         for (_, future), result in zip(batch, results, strict=True):
             if future.cancelled():
                 continue
@@ -131,6 +179,10 @@ class GroupCommitWriter:
             else:
                 future.set_exception(result)
                 future.exception()  # nobody may be waiting: the actor learns it from its callback
+
+
+def _conflict(append: Append) -> Conflict:
+    return Conflict(append.originator_id, append.events[0].originator_version)
 
 
 def _log_retry(state: RetryCallState) -> None:

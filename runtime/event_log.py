@@ -64,12 +64,16 @@ class Recorded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Chain:
-    """``head``: hash of the last stored event of one stream, empty before the first."""
+    """``head``: hash of the last stored event of one stream, empty before the first.
 
-    __slots__ = ("head",)
+    ``is_lost``: set by a writer whose append failed; nothing may be appended behind the gap.
+    """
+
+    __slots__ = ("head", "is_lost")
 
     def __init__(self, head: str = "") -> None:
         self.head = head
+        self.is_lost = False
 
 
 class Append(msgspec.Struct):
@@ -194,11 +198,15 @@ class EventLog:
 
     def _stage(self, appends: Sequence[Append], outcomes: list[Outcome | None]) -> list[_Staged]:
         heads: dict[str, str] = {}
+        gaps: dict[str, InvariantViolated] = {}
         staged: list[_Staged] = []
         to_stored = self._mapper.to_stored_event
         for index, append in enumerate(appends):
             if not append.events:
                 outcomes[index] = ()
+                continue
+            if append.originator_id in gaps:
+                outcomes[index] = gaps[append.originator_id]  # its versions would stand behind a gap
                 continue
             head = heads.get(append.originator_id, append.chain.head)
             stored: list[StoredEvent] = []
@@ -208,7 +216,8 @@ class EventLog:
                     head = codec.stored_hash(one.topic, one.state)
                     stored.append(one)
             except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
-                outcomes[index] = InvariantViolated(f"{append.originator_id}: {error}")
+                gap = InvariantViolated(f"{append.originator_id}: {error}")
+                outcomes[index] = gaps[append.originator_id] = gap
                 continue
             heads[append.originator_id] = head
             staged.append(_Staged(index, append, stored, head))

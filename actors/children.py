@@ -1,0 +1,180 @@
+"""Child flows: started once, waited for until their end, wherever they live and whatever crashes.
+
+A child is an execution like any other, with its own stream. Its id is derived from parent, node and
+attempt, so a parent that recovers finds the child it started before. The parent learns the end from this
+host when the child lives here, and from the log otherwise.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Awaitable, Iterable
+from typing import Protocol
+
+import structlog
+
+from actors import messages
+from actors.messages import Answer, Refusal, Send
+from actors.patience import until_available
+from actors.plans import Plans
+from actors.step_call import StepOutcome
+from actors.writer import Committed
+from runtime import commands, execution
+from runtime.errors import Conflict, DomainError, InvalidTransition, InvariantViolated, Unavailable
+from runtime.event_log import EventLog, Recorded
+from runtime.events import StepError
+from runtime.ids import FlowId, Micros, NodeId, TenantId
+from runtime.state import ExecutionState, NodeState
+
+log = structlog.get_logger(__name__)
+
+RECHECK_SECONDS = 30.0
+"""A parent that hears nothing looks into its child's log this often: the child may live elsewhere."""
+
+DEPTH_MAX = 20
+"""Flows inside flows; a deeper child fails its node, so a flow that runs itself comes to an end."""
+
+CANCEL_TRIES_MAX = 5
+
+
+class Home(Protocol):
+    """What child flows need of their host."""
+
+    def now(self) -> Micros: ...
+    def state_of(self, execution_id: str) -> ExecutionState | None: ...
+    async def start_child(self, command: commands.StartExecution) -> Answer: ...
+    async def bring_here(self, execution_id: str) -> None: ...
+    async def deliver_here(self, message: Send) -> Answer: ...
+    def spawn(self, work: Awaitable[None]) -> None: ...
+
+
+def child_id(parent_id: str, node_id: NodeId, attempt: int) -> str:
+    """Derived, not drawn: a repeated start after a crash finds the child it started before."""
+    name = f"{parent_id}:{node_id}:{attempt}".encode()
+    digest = bytearray(hashlib.sha256(name).digest()[:16])
+    # Version 8 (made by our own rule), set by hand: uuid.UUID refuses it before Python 3.14.
+    digest[6] = digest[6] & 0x0F | 0x80
+    digest[8] = digest[8] & 0x3F | 0x80
+    return str(uuid.UUID(bytes=bytes(digest)))
+
+
+class Children:
+    """All child flows whose parents live in one host."""
+
+    def __init__(self, event_log: EventLog, plans: Plans, home: Home) -> None:
+        self._log = event_log
+        self._plans = plans
+        self._home = home
+        self._waiting: dict[str, list[asyncio.Event]] = {}
+
+    def ended(self, execution_id: str) -> None:
+        """An execution of this host has durably ended: whoever waits for it looks at its log."""
+        for news in self._waiting.get(execution_id, ()):
+            news.set()
+
+    async def run(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome:
+        """Start the child, or find it, and wait for its end. Raises: CancelledError only."""
+        news = asyncio.Event()
+        self._waiting.setdefault(node.child_id, []).append(news)
+        try:
+            state = await self._end(parent, node_id, node, news)
+        except DomainError as error:
+            return _failed(f"child flow {node.child_flow}: {error}")
+        finally:
+            waiting = self._waiting[node.child_id]
+            waiting.remove(news)
+            if not waiting:
+                del self._waiting[node.child_id]
+        if state.status == "completed":
+            return StepOutcome(output=state.output, output_ref=state.output_ref)
+        reason = state.error.message if state.error else state.status
+        return _failed(f"child execution {node.child_id} {state.status}: {reason}")
+
+    def cancel(self, child_ids: Iterable[str], after: Committed) -> None:
+        """Cancel children once the parent's own end is durable; a fenced parent cancels nobody."""
+        for one in child_ids:
+            self._home.spawn(self._cancel(one, after))
+
+    async def _end(
+        self, parent: ExecutionState, node_id: NodeId, node: NodeState, news: asyncio.Event
+    ) -> ExecutionState:
+        state: ExecutionState | None = None
+        while True:
+            news.clear()
+            state = await self._read(node.child_id, state)
+            if state is None:
+                await self._start(parent, node_id, node)
+            elif state.is_closed:
+                return state
+            elif self._home.state_of(node.child_id) is None and state.status != "waiting":
+                try:
+                    await until_available(lambda: self._home.bring_here(node.child_id), "activate a child")
+                except InvalidTransition:
+                    continue  # it ended between the two reads
+            try:
+                await asyncio.wait_for(news.wait(), RECHECK_SECONDS)
+            except TimeoutError:
+                log.debug("looking for the end of a child", execution=node.child_id)
+
+    async def _read(self, execution_id: str, state: ExecutionState | None) -> ExecutionState | None:
+        after = state.version if state else 0
+        recorded: list[Recorded] = await until_available(
+            lambda: asyncio.to_thread(self._log.read, execution_id, after), "read a child"
+        )
+        for one in recorded:
+            event = one.event()
+            state = execution.begin(event) if state is None else execution.evolve(state, event)
+        return state
+
+    async def _start(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> None:
+        if self._depth(parent) >= DEPTH_MAX:
+            raise InvalidTransition(f"flows are nested more than {DEPTH_MAX} deep")
+        tenant, flow_id = TenantId(parent.tenant), FlowId(node.child_flow)
+        version = await until_available(lambda: self._plans.latest(tenant, flow_id), "read a child's flow")
+        command = commands.StartExecution(
+            at=self._home.now(),
+            by=parent.by,
+            cause=parent.execution_id,
+            execution_id=node.child_id,
+            tenant=parent.tenant,
+            flow_id=flow_id,
+            flow_version=version,
+            source="flow",
+            input=node.child_input,
+            correlation_id=parent.correlation_id or parent.execution_id,
+            parent_id=parent.execution_id,
+            parent_node=node_id,
+        )
+
+        async def start() -> None:
+            answer = await self._home.start_child(command)
+            if isinstance(answer, Refusal):
+                raise messages.error_of(answer)
+
+        await until_available(start, "start a child")
+
+    def _depth(self, parent: ExecutionState) -> int:
+        """How deep ``parent`` stands, as far as this host knows: ancestors stay in memory while they wait."""
+        depth = 0
+        state: ExecutionState | None = parent
+        while state is not None and state.parent_id and depth < DEPTH_MAX:
+            depth += 1
+            state = self._home.state_of(state.parent_id)
+        return depth
+
+    async def _cancel(self, execution_id: str, after: Committed) -> None:
+        try:
+            await asyncio.shield(after)
+        except (Conflict, Unavailable, InvariantViolated):
+            return  # the parent's end was not recorded: its next owner will see to its children
+        command = commands.RequestCancel(at=self._home.now(), reason="the parent ended")
+        for _ in range(CANCEL_TRIES_MAX):
+            answer = await self._home.deliver_here(Send(execution_id, command))
+            if not isinstance(answer, Refusal) or answer.branch != "Unavailable":
+                return
+            await asyncio.sleep(0.5)
+        log.warning("child not cancelled; it goes on to its own end", execution=execution_id)
+
+
+def _failed(message: str) -> StepOutcome:
+    return StepOutcome(error=StepError(type="ChildFailed", message=message[:2_000]))
