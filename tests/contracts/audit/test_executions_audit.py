@@ -46,7 +46,7 @@ LARGE = flow("audit-large", {"id": "big", "kind": "template", "template": "{{ 'x
 @pytest.fixture(scope="module")
 def admin(live_server: LiveServer) -> Iterator[httpx.Client]:
     live_server.publish(CHAIN, FLAKY, BROKEN, WAITING, MAPPED, LARGE)
-    live_server.publish(CHAIN, tenant="acme")
+    live_server.publish(CHAIN, tenant="audit-acme")
     with live_server.client() as client:
         yield client
 
@@ -317,7 +317,7 @@ def test_another_tenants_execution_answers_like_one_that_does_not_exist(
 ) -> None:
     execution_id = start(admin, "audit-chain", name="Ada")
     ended(admin, execution_id)
-    with live_server.client(live_server.make_key("run", "audit", tenant="acme")) as acme:
+    with live_server.client(live_server.make_key("run", "audit", tenant="audit-acme")) as acme:
         own = start(acme, "audit-chain", name="acme")
         ended(acme, own)
         assert listed(acme) == [own]
@@ -328,7 +328,7 @@ def test_another_tenants_execution_answers_like_one_that_does_not_exist(
             assert foreign.status_code == 404
         assert acme.get(AUDIT, params={"tenant": "default"}).status_code == 403
     assert own in listed(admin)
-    assert listed(admin, tenant="acme", text=own) == [own]
+    assert listed(admin, tenant="audit-acme", text=own) == [own]
 
 
 def test_the_api_takes_an_audit_key(live_server: LiveServer) -> None:
