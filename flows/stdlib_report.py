@@ -113,6 +113,7 @@ def add_up(results: list[dict[str, Any] | None], errors: list[dict[str, Any]]) -
         imported.update(result["imports"])
         hardest += [{"path": result["path"], **function} for function in result["hardest"]]
     hardest.sort(key=lambda function: (-function["complexity"], function["path"], function["line"]))
+    tests = packages.pop("test", Counter())  # more lines than all the rest: it would flatten the chart
     largest = sorted(packages.items(), key=lambda item: (-item[1]["lines"], item[0]))
     return {
         "python": sys.version.partition(" ")[0],
@@ -121,6 +122,7 @@ def add_up(results: list[dict[str, Any] | None], errors: list[dict[str, Any]]) -
         "lines": sum(result["lines"] for result in parsed),
         "functions": sum(result["functions"] for result in parsed),
         "classes": sum(result["classes"] for result in parsed),
+        "test_lines": tests["lines"],
         "packages": [{"name": name, **counts} for name, counts in largest[:20]],
         "imported": imported.most_common(15),
         "hardest": hardest[:15],
@@ -176,7 +178,8 @@ def _page(totals: dict[str, Any]) -> str:
 <p>Every source file parsed in worker processes by a durable execution.{skipped}</p>
 <div class="figures">{figures}</div>
 <h2>Largest modules and packages</h2>
-<p>Bars: lines of source. Dots: branches in a hundred lines, a measure of how dense the logic is.</p>
+<p>Bars: lines of source. Dots: branches in a hundred lines, a measure of how dense the logic is.
+The library's own tests, {totals["test_lines"]:,} lines, are left out here.</p>
 {_chart(totals["packages"])}
 <h2>Most branching functions</h2>
 {_hardest(totals["hardest"])}
