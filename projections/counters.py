@@ -13,13 +13,14 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from threading import Lock
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
 
-from projections.store import Reader, ReadStore
+from projections.store import Reader
 from projections.tracked import Projection, Read, Write
 from runtime import codec, events
 from runtime.events import Event
@@ -28,6 +29,8 @@ from runtime.ids import SECOND
 TABLE = "counters"
 
 BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
+
+_BOUNDS = (*map(str, BUCKETS_SECONDS), "+Inf")
 
 ORIGINS_MAX = 20_000
 """Executions whose origin is remembered; others are looked up in the log again."""
@@ -82,7 +85,7 @@ class _Origins:
         self._origins: OrderedDict[str, Origin] = OrderedDict()
         self._kinds: OrderedDict[tuple[str, str, str], Mapping[str, str]] = OrderedDict()
 
-    def of(self, batch: Sequence[Read], store: ReadStore) -> dict[str, Origin]:
+    def of(self, batch: Sequence[Read], reader: Reader) -> dict[str, Origin]:
         """The origins of the executions whose counted events are in the batch."""
         found: dict[str, Origin] = {}
         wanted: dict[str, None] = {}
@@ -98,7 +101,7 @@ class _Origins:
                         found[event.originator_id] = known
             ids = list(wanted)
             for start in range(0, len(ids), LOOKUP_MAX):
-                for event in _first_events(store, ids[start : start + LOOKUP_MAX]):
+                for event in _first_events(reader, ids[start : start + LOOKUP_MAX]):
                     if isinstance(event, events.Queued):
                         found[event.originator_id] = self._remember(event)
         return found
@@ -110,34 +113,34 @@ class _Origins:
             self._origins.popitem(last=False)
         return origin
 
-    def kinds(self, origin: Origin, store: ReadStore) -> Mapping[str, str]:
+    def kinds(self, origin: Origin, reader: Reader) -> Mapping[str, str]:
         """Node id to kind; empty when the version was never published (it can't be, later)."""
         key = (origin.tenant, origin.flow_id, origin.flow_version)
         with self._lock:
             known = self._kinds.get(key)
             if known is None:
-                known = _node_kinds(store, *key)
+                known = _node_kinds(reader, *key)
                 self._kinds[key] = known
                 if len(self._kinds) > PLANS_MAX:
                     self._kinds.popitem(last=False)
         return known
 
 
-# Belongs to a store, not to a model: the live reader and a rebuild share it, two stores do not.
-_REMEMBERED: WeakKeyDictionary[ReadStore, _Origins] = WeakKeyDictionary()
+# Belongs to a store (or to one transaction), not to a model: two stores must not share it.
+_REMEMBERED: WeakKeyDictionary[Reader, _Origins] = WeakKeyDictionary()
 
 
-def _first_events(store: ReadStore, ids: Sequence[str]) -> Iterable[Event]:
+def _first_events(reader: Reader, ids: Sequence[str]) -> Iterable[Event]:
     marks = ", ".join("?" * len(ids))
-    found = store.query(
+    found = reader.query(
         f"SELECT topic, state FROM stored_events WHERE originator_version = 1 AND originator_id IN ({marks})",
         ids,
     )
     return [codec.decode(topic, bytes(data)) for topic, data in found]
 
 
-def _node_kinds(store: ReadStore, tenant: str, flow_id: str, version: str) -> Mapping[str, str]:
-    found = store.query(
+def _node_kinds(reader: Reader, tenant: str, flow_id: str, version: str) -> Mapping[str, str]:
+    found = reader.query(
         "SELECT definition FROM flow_versions WHERE tenant = ? AND flow_id = ? AND version = ?",
         (tenant, flow_id, version),
     )
@@ -147,9 +150,9 @@ def _node_kinds(store: ReadStore, tenant: str, flow_id: str, version: str) -> Ma
     return {str(node["id"]): str(node["kind"]) for node in definition.get("nodes", ())}
 
 
-def fold(batch: Sequence[Read], store: ReadStore) -> list[Write]:
-    remembered = _REMEMBERED.setdefault(store, _Origins())
-    origins = remembered.of(batch, store)
+def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
+    remembered = _REMEMBERED.setdefault(reader, _Origins())
+    origins = remembered.of(batch, reader)
     tally: _Tally = Counter()
     for _, event in batch:
         origin = origins.get(event.originator_id)
@@ -167,12 +170,12 @@ def fold(batch: Sequence[Read], store: ReadStore) -> list[Write]:
             case events.Cancelled():
                 _count_end(tally, origin, "cancelled", event.at)
             case events.NodeCompleted():
-                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, "completed")
+                _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, "completed")
             case events.NodeSkipped():
-                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, "skipped")
+                _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, "skipped")
             case events.NodeFailed():
                 outcome = "failed" if event.retry_at is None else "retried"
-                _count_node(tally, origin, remembered.kinds(origin, store), event.node_id, outcome)
+                _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, outcome)
             case events.UsageRecorded():
                 flow = ("flow", origin.flow_id)
                 tally["tokens_total", (("direction", "input"), flow)] += event.input_tokens
@@ -199,10 +202,8 @@ def _count_end(tally: _Tally, origin: Origin, status: str, at: int) -> None:
     micros = max(0, at - origin.created_at)
     labels = (("flow", origin.flow_id), ("status", status))
     tally["execution_micros_sum", labels] += micros
-    first = bisect_left(BUCKETS_SECONDS, micros / SECOND)
-    for bound in BUCKETS_SECONDS[first:]:
-        tally["execution_seconds", (("flow", origin.flow_id), ("le", str(bound)), ("status", status))] += 1
-    tally["execution_seconds", (("flow", origin.flow_id), ("le", "+Inf"), ("status", status))] += 1
+    bucket = _BOUNDS[bisect_left(BUCKETS_SECONDS, micros / SECOND)]
+    tally["execution_seconds", (("flow", origin.flow_id), ("le", bucket), ("status", status))] += 1
 
 
 def _count_node(tally: _Tally, origin: Origin, kinds: Mapping[str, str], node_id: str, outcome: str) -> None:
@@ -236,3 +237,30 @@ def counts(store: Reader) -> list[Count]:
         Count(name, msgspec.json.decode(labels, type=dict[str, str]), int(value))
         for name, labels, value in found
     ]
+
+
+class Histogram(NamedTuple):
+    """``buckets``: pairs of an upper bound and the count of durations up to it, as Prometheus wants them."""
+
+    flow: str
+    status: str
+    buckets: tuple[tuple[str, int], ...]
+    sum_seconds: float
+
+
+def durations(found: Iterable[Count]) -> list[Histogram]:
+    """The histograms of executions' durations among ``counts``, by flow and status."""
+    singles: dict[tuple[str, str], dict[str, int]] = {}
+    sums: dict[tuple[str, str], int] = {}
+    for name, labels, value in found:
+        key = (labels.get("flow", ""), labels.get("status", ""))
+        if name == "execution_seconds":
+            singles.setdefault(key, {})[labels["le"]] = value
+        elif name == "execution_micros_sum":
+            sums[key] = value
+    histograms: list[Histogram] = []
+    for key, counted in singles.items():
+        cumulative = accumulate(counted.get(bound, 0) for bound in _BOUNDS)
+        buckets = tuple(zip(_BOUNDS, cumulative, strict=True))
+        histograms.append(Histogram(*key, buckets, sums.get(key, 0) / SECOND))
+    return histograms

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from projections.store import Reader, ReadStore, Row
+from projections.store import Reader, Row
 from projections.tracked import Projection, Read, Write
 from runtime import events
 
@@ -62,7 +62,7 @@ _CLOSE = "UPDATE {table} SET status = ?, ended_at = ? WHERE execution_id = ? AND
 _Row = dict[str, object]
 
 
-def fold(batch: Sequence[Read], store: ReadStore) -> list[Write]:
+def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
     rows: dict[tuple[str, str, int], _Row] = {}
     closed: list[Row] = []
     for _, event in batch:

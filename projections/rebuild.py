@@ -16,11 +16,13 @@ from projections.tracked import (
     SHADOW,
     Projection,
     apply,
+    apply_within,
     begin_anew,
     forget,
     lock,
     position_of,
     read_batch,
+    read_within,
 )
 from runtime.event_log import EventLog
 from runtime.ids import Position
@@ -67,8 +69,8 @@ def held(log: EventLog, store: ReadStore, projection: Projection) -> Generator[T
         live = lock(transaction, projection.name)
         after = lock(transaction, shadow)
         while after < live:
-            batch = read_batch(log, after, live)
-            apply(store, [projection], batch, after, SHADOW, within=transaction)
+            batch = read_within(transaction, after, live)
+            apply_within(transaction, projection, batch, after, SHADOW)
             after = batch.recorded[-1].position
         yield transaction
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from eventsourcing.persistence import DataError, IntegrityError
 
-from projections.store import ReadStore, Row, Transaction
+from projections.store import Reader, ReadStore, Row, Transaction
 from runtime.errors import Unavailable
 from runtime.event_log import EventLog, Recorded
 from runtime.events import Event
@@ -55,8 +55,8 @@ Write = tuple[str, Sequence[Row]]
 class Projection(NamedTuple):
     """One tracked read model in one table.
 
-    ``fold(events, store)`` is given events in log order and gives the statements that bring them into the
-    table; each event comes once. It may look up what never changes (through ``store``), and it must give the
+    ``fold(events, reader)`` is given events in log order and gives the statements that bring them into the
+    table; each event comes once. It may look up what never changes (through ``reader``), and it must give the
     same rows however the log is cut into batches. ``key``: the columns that name a row.
     ``layout``: raise it when the table or ``fold`` changes; the model is then built anew at start-up.
     """
@@ -65,7 +65,7 @@ class Projection(NamedTuple):
     layout: int
     create: str
     key: tuple[str, ...]
-    fold: Callable[[Sequence[Read], ReadStore], list[Write]]
+    fold: Callable[[Sequence[Read], Reader], list[Write]]
 
 
 class Parked(NamedTuple):
@@ -147,24 +147,47 @@ def read_batch(log: EventLog, after: Position, until: Position | None = None) ->
     return Batch(recorded, is_full=is_full)
 
 
+def read_within(transaction: Transaction, after: Position, until: Position) -> Batch:
+    """As ``read_batch``, for whoever holds a transaction.
+
+    Nobody may ask for a second connection while holding one that writes: the library's pool on SQLite makes
+    readers queue behind a waiting writer, which then waits for this very transaction.
+    """
+    found = transaction.query(
+        "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
+        " WHERE notification_id > ? AND notification_id <= ? ORDER BY notification_id LIMIT ?",
+        (after, until, BATCH_EVENTS_MAX),
+    )
+    return Batch(
+        [
+            Recorded(Position(position), stream, version, topic, bytes(data))
+            for position, stream, version, topic, data in found
+        ]
+    )
+
+
+def apply_within(
+    transaction: Transaction, projection: Projection, batch: Batch, after: Position, suffix: str
+) -> None:
+    """As ``apply``, for whoever holds a transaction; a row the store refuses ends it."""
+    staged = _stage(transaction, projection, batch)
+    _write(transaction, [projection], batch, [staged], after, suffix)
+
+
 def apply(
     store: ReadStore,
     projections: Sequence[Projection],
     batch: Batch,
     after: Position,
     suffix: str = "",
-    within: Transaction | None = None,
 ) -> None:
     """Bring a batch into each model and move its position, in one transaction.
 
-    ``suffix``: of the tables' and readers' names. ``within``: a transaction that has locked the readers.
+    ``suffix``: of the tables' and readers' names.
 
     Raises: Moved when a reader was not at ``after``; Unavailable when the store is away.
     """
     staged = [_stage(store, projection, batch) for projection in projections]
-    if within is not None:
-        _write(within, projections, batch, staged, after, suffix)
-        return
     try:
         with store.transaction() as transaction:
             _write(transaction, projections, batch, staged, after, suffix)
@@ -179,10 +202,10 @@ class _Staged(NamedTuple):
     parked: list[tuple[Recorded, Exception]]
 
 
-def _stage(store: ReadStore, projection: Projection, batch: Batch) -> _Staged:
+def _stage(reader: Reader, projection: Projection, batch: Batch) -> _Staged:
     """Fold the batch; when that fails, find the events it fails for and fold without them."""
     try:
-        return _Staged(projection.fold(batch.events, store), batch.unreadable)
+        return _Staged(projection.fold(batch.events, reader), batch.unreadable)
     except Unavailable:
         raise
     except Exception:  # noqa: BLE001 - which event it was is found out below
@@ -191,14 +214,14 @@ def _stage(store: ReadStore, projection: Projection, batch: Batch) -> _Staged:
     good: list[Read] = []
     for one in batch.events:
         try:
-            projection.fold([one], store)
+            projection.fold([one], reader)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - parked with its error, visible to the operator
             parked.append((by_position[one.position], error))
         else:
             good.append(one)
-    return _Staged(projection.fold(good, store), parked)
+    return _Staged(projection.fold(good, reader), parked)
 
 
 def _write(
