@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from projections import counters, node_timeline, runner, tracked
+from projections import rebuild as rebuilding
 from projections.check import verify_read_models
 from projections.counters import COUNTERS
 from projections.node_timeline import NODE_TIMELINE
@@ -183,6 +184,14 @@ def test_a_batch_that_another_reader_wrote_is_not_written_again(log: EventLog, s
     with pytest.raises(Moved):
         apply(store, PROJECTIONS, longer, Position(0))  # a rising position alone would let it through
     assert ends(store)["queued"] == 6
+
+
+def test_a_batch_that_would_leave_events_out_is_not_written(log: EventLog, store: ReadStore) -> None:
+    write_some(log, 0, 6)
+    prepare(store, PROJECTIONS)
+    with pytest.raises(Moved):
+        apply(store, PROJECTIONS, read_batch(log, Position(5)), Position(5))
+    assert position_of(store, "counters") == 0
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -385,6 +394,21 @@ def test_a_dropped_table_comes_back_by_a_rebuild(log: EventLog, store: ReadStore
     store.execute("DELETE FROM node_timeline")
     assert differences(log, store) != []
     rebuild(log, store, NODE_TIMELINE)
+    assert differences(log, store) == []
+
+
+def test_a_rebuild_never_takes_a_model_back(
+    log: EventLog, store: ReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_some(log, 0, 6)
+    caught_up(log, store)
+
+    def is_outrun(log: EventLog, store: ReadStore, projection: Projection, until: Position) -> None:
+        """The live reader goes on while the shadow does not."""
+
+    monkeypatch.setattr(rebuilding, "catch_up", is_outrun)
+    assert rebuild(log, store, COUNTERS) == log.max_position()
+    monkeypatch.undo()
     assert differences(log, store) == []
 
 
