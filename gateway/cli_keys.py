@@ -19,7 +19,9 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for, e.g. 'nightly import'.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", help="admin, run, read or audit; repeat for several [default: run, read, audit]."),
+        typer.Option(
+            "--scope", help="admin, run, read or audit; repeat for several [default: run, read, audit]."
+        ),
     ] = None,
     tenant: Tenant = None,
     expires: Annotated[
