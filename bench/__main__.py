@@ -1,14 +1,20 @@
-"""`python -m bench [name ...]`: measure, and print one JSON document; 1 when a goal was missed."""
+"""`python -m bench [name ...]`: measure, and print one JSON document.
+
+Ends with 1 when a goal was missed or a figure could not be measured, with 2 when it was ended by a signal.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import resource
+import signal
 import sys
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -58,8 +64,15 @@ async def _measure(names: list[str], store: StoreKind) -> Document:
     return document
 
 
+async def _until_told(work: Coroutine[Any, Any, Document]) -> Document:
+    """SIGTERM ends the measurement as Ctrl-C does: with everything that was started."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(FIGURES)}; none: all")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the document here too")
@@ -70,7 +83,15 @@ def main() -> int:
     adopt_orphans()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    document = asyncio.run(_measure(arguments.names or list(FIGURES), cast("StoreKind", arguments.store)))
+    with tempfile.TemporaryDirectory(prefix="hgb-") as folder:
+        # The PostgreSQL starter keeps its lock file there.
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        work = _measure(arguments.names or list(FIGURES), cast("StoreKind", arguments.store))
+        try:
+            document = asyncio.run(_until_told(work))
+        except asyncio.CancelledError:
+            progress.say("ended by a signal; nothing is left behind")
+            return 2
     text = msgspec.json.format(msgspec.json.encode(document), indent=2)
     if arguments.json is not None:
         arguments.json.write_bytes(text + b"\n")

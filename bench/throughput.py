@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.report import Figure, figure, percentile
 from bench.server import Installation, StoreKind, installation
 
 CLIENTS = (1, 16, 64)
+RESTING_SECONDS = 5.0
 WARM_UP_SECONDS = 4.0
 WINDOW_SECONDS = 10.0
 WINDOWS = 3
@@ -45,12 +47,22 @@ async def _throughput(
     async with installation(store) as installed:
         await installed.publish_flows()
         await installed.start()
+        resting = await _resting(installed)
         figures: list[Figure] = []
         for clients in CLIENTS:
             measured = await _point(installed, flow["id"], clients)
-            figures += _figures(f"{name}_{clients}", clients, measured, goals)
-            progress.show(figures[-5:])
+            figures += _figures(f"{name}_{clients}", clients, measured, goals, resting)
+            progress.show(each for each in figures if each.name.startswith(f"{name}_{clients}"))
         return figures
+
+
+async def _resting(installed: Installation) -> dict[str, float]:
+    """What each role takes without any load, in percent of one core."""
+    await asyncio.sleep(RESTING_SECONDS)
+    before = installed.sample()
+    await asyncio.sleep(RESTING_SECONDS)
+    cpu = cpu_between(before, installed.sample())
+    return {role: round(seconds / RESTING_SECONDS * 100, 1) for role, seconds in cpu.by_role.items()}
 
 
 async def _point(installed: Installation, flow: str, clients: int) -> list[tuple[Window, Cpu]]:
@@ -74,7 +86,11 @@ async def _point(installed: Installation, flow: str, clients: int) -> list[tuple
 
 
 def _figures(
-    name: str, clients: int, measured: list[tuple[Window, Cpu]], goals: dict[str, dict[int, float]]
+    name: str,
+    clients: int,
+    measured: list[tuple[Window, Cpu]],
+    goals: dict[str, dict[int, float]],
+    resting: dict[str, float],
 ) -> list[Figure]:
     rates = [window.completed / window.seconds for window, _ in measured]
     each_ms = [cpu.server / max(1, window.completed) * 1000 for window, cpu in measured]
@@ -94,6 +110,7 @@ def _figures(
         "polls_per_execution": round(sum(window.polls for window, _ in measured) / max(1, completed), 2),
         "polling": _POLLING,
         "generator_cpu_ms_each": round(generator_ms, 3),
+        "percent_of_one_core_without_load_by_role": resting,
         "server_cpu_ms_each_by_role": {
             role: round(seconds / max(1, completed) * 1000, 3) for role, seconds in cpu.items()
         },
