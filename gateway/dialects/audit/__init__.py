@@ -6,7 +6,7 @@ failures are worded as `house_api` says.
 
 from __future__ import annotations
 
-from gateway.dialects.audit import executions, feed
+from gateway.dialects.audit import executions, feed, history
 from gateway.house_api import envelope
 from gateway.routes import Dialect
 from gateway.settings import Settings
@@ -17,4 +17,4 @@ ENVELOPE = envelope(PREFIX)
 
 
 def dialect(settings: Settings) -> Dialect:
-    return Dialect("audit", ENVELOPE, (*executions.RESOURCES, *feed.RESOURCES))
+    return Dialect("audit", ENVELOPE, (*executions.RESOURCES, *history.RESOURCES, *feed.RESOURCES))
