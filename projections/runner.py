@@ -27,8 +27,9 @@ from runtime.ids import Position
 PROJECTIONS: tuple[Projection, ...] = (NODE_TIMELINE, COUNTERS)
 """Every tracked read model."""
 
-REST_SECONDS_MIN = 0.02
-"""Events that come within this time share a transaction, so a busy log costs few flushes."""
+REST_SECONDS_MIN = 0.2
+"""Events that come within this time share a transaction, so a busy log costs few flushes, and the writer of
+a SQLite log rarely finds it locked. Who waits for a position (``wait``) does not wait for this."""
 
 REST_SECONDS_MAX = 1.0
 STANDBY_SECONDS = 2.0
