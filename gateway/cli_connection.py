@@ -7,7 +7,7 @@ credentials file that a server on the embedded default keeps in its data directo
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,7 +15,6 @@ from gateway.cli_failures import CliFailure, usage
 
 if TYPE_CHECKING:
     import httpx
-    from httpx_sse import ServerSentEvent
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 60.0
@@ -23,6 +22,10 @@ STREAM_SILENCE_SECONDS = 60.0
 """The server sends a keep-alive every 15 s; this much silence means that it is gone."""
 RECONNECTS_MAX = 10
 """Times in a row that a stream is taken up again without having brought anything."""
+
+
+Event = dict[str, Any]
+"""One recorded event as the audit API shows it."""
 
 
 class Target(NamedTuple):
@@ -98,34 +101,48 @@ class Server:
         except httpx.HTTPError:
             return False
 
-    def events(self, path: str, after: int = 0) -> Iterator[ServerSentEvent]:
-        """Events of a stream until the server ends it; a cut connection is taken up where it broke."""
+    def events(
+        self, path: str, after: int = 0, is_last: Callable[[Event], bool] | None = None
+    ) -> Iterator[Event]:
+        """Events of a stream up to the one that ``is_last``; without it the stream has no end.
+
+        A broken connection is taken up where it broke. So is one that the server ended early, because this
+        reader fell behind or the server stops; when it brought nothing at all, there was nothing left.
+        """
         import httpx
         from httpx_sse import SSEError, connect_sse
 
-        last, silent_attempts = after, 0
+        last, idle_attempts = after, 0
         timeout = httpx.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
         while True:
             headers = {"Last-Event-ID": str(last)} if last else {}
+            before = last
             try:
                 with connect_sse(self._client, "GET", path, headers=headers, timeout=timeout) as source:
                     if not source.response.is_success:
                         source.response.read()
                         raise self._refusal(source.response)
-                    for event in source.iter_sse():
-                        if not event.data:
+                    for sent in source.iter_sse():
+                        if not sent.data:
                             continue  # the line that says how soon to come back
-                        silent_attempts = 0
-                        last = int(event.id) if event.id.isdigit() else last
+                        event: Event = sent.json()
+                        last, idle_attempts = int(sent.id), 0
                         yield event
-                return
+                        if is_last is not None and is_last(event):
+                            return
+                if is_last is not None and last == before:
+                    return
+                interruption: httpx.TransportError = httpx.RemoteProtocolError("the server ended the stream")
             except SSEError as error:
                 raise CliFailure(f"{self.url}{path} sent no event stream: {error}") from None
             except httpx.TransportError as error:
-                silent_attempts += 1
-                if silent_attempts > RECONNECTS_MAX or (isinstance(error, httpx.ConnectError) and not last):
+                if isinstance(error, httpx.ConnectError) and not last:
                     raise self._unreachable(error) from None
-                _pause(min(0.2 * 2**silent_attempts, 5.0))
+                interruption = error
+            idle_attempts += 1
+            if idle_attempts > RECONNECTS_MAX:
+                raise self._unreachable(interruption)
+            _pause(min(0.1 * 2**idle_attempts, 5.0))
 
     def _ask(
         self, method: str, path: str, *, unknown: CliFailure | None = None, **request: Any

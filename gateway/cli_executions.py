@@ -15,12 +15,15 @@ from gateway.cli_options import ApiKey, AsJson, ExecutionArgument, Tenant, Url
 if TYPE_CHECKING:
     from gateway.cli_connection import Server
 
-TERMINAL_TYPES = {
-    "execution.completed": "completed",
-    "execution.failed": "failed",
-    "execution.cancelled": "cancelled",
-    "execution.timed_out": "timed_out",
-}
+_TERMINAL_TYPES = frozenset(
+    f"execution.{status}" for status in ("completed", "failed", "cancelled", "timed_out")
+)
+
+
+def is_terminal(event: dict[str, Any]) -> bool:
+    """Whether nothing can follow in its execution."""
+    return event["type"] in _TERMINAL_TYPES
+
 
 Inputs = Annotated[
     list[str] | None,
@@ -168,14 +171,10 @@ def events(
 
     path = f"/api/audit/executions/{execution}/events" if execution else "/api/audit/events"
     with connected(url, api_key) as server:
-        found = _followed(server, path, after) if follow else _paged(server, path, after)
+        is_last = is_terminal if execution else None
+        found = server.events(f"{path}/stream", after, is_last) if follow else _paged(server, path, after)
         for event in found:
             print_text(json.dumps(event, ensure_ascii=False) if as_json else event_line(event))
-
-
-def _followed(server: Server, path: str, after: int) -> Any:
-    for sent in server.events(f"{path}/stream", after):
-        yield sent.json()
 
 
 def _paged(server: Server, path: str, after: int) -> Any:

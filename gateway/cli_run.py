@@ -11,7 +11,6 @@ import typer
 
 from gateway.cli_connection import Server, Target, target
 from gateway.cli_executions import (
-    TERMINAL_TYPES,
     FlowOrFile,
     IdempotencyKey,
     InputFile,
@@ -19,6 +18,7 @@ from gateway.cli_executions import (
     Inputs,
     end_with_status,
     event_line,
+    is_terminal,
     start_execution,
 )
 from gateway.cli_failures import CliFailure
@@ -88,7 +88,7 @@ def _server(stack: ExitStack, where: Target) -> Server:
 
 def watch(server: Server, execution_id: str, *, quiet: bool = False) -> None:
     """Follow an execution to its end, with a progress display unless ``quiet``."""
-    events = _until_end(server, execution_id)
+    events = server.events(f"/api/audit/executions/{execution_id}/events/stream", 0, is_terminal)
     if quiet:
         for _ in events:
             continue
@@ -97,14 +97,6 @@ def watch(server: Server, execution_id: str, *, quiet: bool = False) -> None:
     else:
         for event in events:
             print(event_line(event), file=sys.stderr)
-
-
-def _until_end(server: Server, execution_id: str) -> Iterator[dict[str, Any]]:
-    for sent in server.events(f"/api/audit/executions/{execution_id}/events/stream"):
-        event: dict[str, Any] = sent.json()
-        yield event
-        if event["type"] in TERMINAL_TYPES:
-            return
 
 
 def _draw(events: Iterator[dict[str, Any]], execution_id: str) -> None:
