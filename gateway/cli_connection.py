@@ -54,7 +54,7 @@ def target(url: str | None, api_key: str | None) -> Target:
 class Server:
     """One server, spoken to over HTTP. Every method raises CliFailure and nothing else."""
 
-    def __init__(self, where: Target) -> None:
+    def __init__(self, where: Target, transport: httpx.BaseTransport | None = None) -> None:
         import httpx
 
         self.url = where.url
@@ -65,6 +65,7 @@ class Server:
             headers=headers,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,
+            transport=transport,
         )
 
     def close(self) -> None:
