@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.table import Table
 
 from gateway.cli_connection import Server, Target
-from gateway.cli_executions import TERMINAL_TYPES
+from gateway.cli_executions import is_terminal
 from gateway.cli_server import embedded_runtime
 
 KILL_AT_SHARE = 0.5
@@ -123,7 +123,7 @@ def _follow(server: Server, execution_id: str, console: Console) -> tuple[str, C
                         progress.console.print(f"  [red]kill -9 {pid}[/]: the execution's host is gone")
                 case _:
                     pass
-            if event["type"] in TERMINAL_TYPES:
+            if is_terminal(event):
                 return event["type"], counts
     return "no terminal event", counts
 
