@@ -9,7 +9,7 @@ import msgspec
 from bench.event_stream import open_stream
 from bench.load_session import LoadFault, Session, accepted_of, expect
 
-TERMINAL_TYPES = (b'"type":"execution_completed"', b'"type":"execution_failed"')
+COMPLETED = b'{"type":"execution_completed"'
 
 
 class Followed(msgspec.Struct):
@@ -36,7 +36,7 @@ async def run(session: Session, *, flow: str, warm_up: int, executions: int) -> 
             session, execution_id, lambda frame, times=times: times.append((time.perf_counter(), frame.data))
         )
         await stream.ended()
-        if not times or not times[-1][1].startswith(b"{" + TERMINAL_TYPES[0]):
+        if not times or not times[-1][1].startswith(COMPLETED):
             raise LoadFault(f"{execution_id}: the stream ended with {times[-1:]}")
         if number >= warm_up:
             followed.accept_ms.append((accepted - began) * 1000)
