@@ -25,7 +25,7 @@ from actors import messages
 from actors.messages import Answer, Delta, ExternalCommand, FeedBatch, Message, Refusal, Reply
 from runtime.blob_store import BlobStore
 from runtime.commands import StartExecution
-from runtime.errors import NotFound, Overloaded, Unavailable
+from runtime.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from runtime.event_log import EventLog, Recorded
 from runtime.events import TERMINAL_EVENTS
 from runtime.ids import HostName, Position
@@ -94,7 +94,7 @@ class HostLink:
         self.name = name
         self._handle = handle
         self._gateway_id = gateway_id
-        self._outbox: deque[tuple[Message, asyncio.Future[Answer], float]] = deque()
+        self._outbox: deque[tuple[msgspec.Raw, asyncio.Future[Answer], float]] = deque()
         self._calls = 0
         self._readers: dict[str, list[_Reader]] = {}
         self._incarnation = ""
@@ -131,9 +131,14 @@ class HostLink:
             raise Unavailable("the gateway is shutting down")
         if len(self._outbox) >= OUTBOX_MESSAGES_MAX:
             raise Overloaded(f"{OUTBOX_MESSAGES_MAX} messages are waiting for host {self.name}")
+        try:
+            # Encoded here and not with its batch, so that one that can't be harms nobody else's.
+            encoded = msgspec.Raw(messages.encode(message))
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InvalidInput((("", f"can't be stored: {error}"),)) from error
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        self._outbox.append((message, answer, loop.time() + ANSWER_SECONDS_MAX))
+        self._outbox.append((encoded, answer, loop.time() + ANSWER_SECONDS_MAX))
         self._flush_soon()
         result = await answer
         if isinstance(result, Refusal):
@@ -153,7 +158,7 @@ class HostLink:
             self._calls += 1
             self._spawn(self._call(batch))
 
-    async def _call(self, batch: list[tuple[Message, "asyncio.Future[Answer]", float]]) -> None:
+    async def _call(self, batch: list[tuple[msgspec.Raw, "asyncio.Future[Answer]", float]]) -> None:
         try:
             call = self._handle.deliver.remote(messages.encode([message for message, _, _ in batch]))
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
@@ -177,7 +182,7 @@ class HostLink:
             if self._outbox:
                 self._flush_soon()
 
-    def _send_again(self, batch: list[tuple[Message, "asyncio.Future[Answer]", float]]) -> None:
+    def _send_again(self, batch: list[tuple[msgspec.Raw, "asyncio.Future[Answer]", float]]) -> None:
         now = asyncio.get_running_loop().time()
         for message, future, deadline in reversed(batch):
             if future.done():

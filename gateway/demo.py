@@ -130,8 +130,8 @@ def _follow(server: Server, execution_id: str, console: Console) -> tuple[str, C
 
 def _events(server: Server, execution_id: str) -> Iterator[dict[str, Any]]:
     deadline = time.monotonic() + FOLLOW_SECONDS_MAX
-    for sent in server.events(f"/api/audit/executions/{execution_id}/events/stream"):
-        yield sent.json()
+    for event in server.events(f"/api/audit/executions/{execution_id}/events/stream", 0, is_terminal):
+        yield event
         if time.monotonic() > deadline:
             return
 
