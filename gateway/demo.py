@@ -30,9 +30,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gateway.cli_connection import Server, Target
-from gateway.cli_executions import is_terminal
-from gateway.cli_server import embedded_runtime
+from gateway.cli.connection import Server, Target
+from gateway.cli.executions import is_terminal
+from gateway.cli.server import embedded_runtime
 
 KILL_AT_SHARE = 0.5
 """The host is killed when this share of the files is recorded."""

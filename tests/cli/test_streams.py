@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from gateway import cli_connection
-from gateway.cli_connection import RECONNECTS_MAX, Event, Server, Target
-from gateway.cli_failures import CliFailure
+from gateway.cli import connection
+from gateway.cli.connection import RECONNECTS_MAX, Event, Server, Target
+from gateway.cli.failures import CliFailure
 
 
 class Stream:
@@ -32,7 +32,7 @@ class Stream:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
-    monkeypatch.setattr(cli_connection, "_pause", made.append)
+    monkeypatch.setattr(connection, "_pause", made.append)
     return made
 
 

@@ -33,7 +33,7 @@ def test_help_names_every_command_and_shows_examples(folder: Path) -> None:
 def test_every_command_explains_itself(folder: Path) -> None:
     from typer.main import get_command
 
-    from gateway.cli import app
+    from gateway.cli.main import app
 
     def names(command: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         inner = getattr(command, "commands", None)
@@ -49,7 +49,7 @@ def test_every_command_explains_itself(folder: Path) -> None:
 
 def test_asking_for_help_loads_nothing_heavy(folder: Path) -> None:
     heavy = ["fastapi", "httpx", "jinja2", "pydantic", "ray"]
-    code = f"import sys, gateway.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, gateway.cli.main; print([name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], env=environment(folder), capture_output=True, text=True, check=True
     )

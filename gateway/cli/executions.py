@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_failures import FAILED, CliFailure, usage
-from gateway.cli_options import ApiKey, AsJson, ExecutionArgument, Tenant, Url
+from gateway.cli.failures import FAILED, CliFailure, usage
+from gateway.cli.options import ApiKey, AsJson, ExecutionArgument, Tenant, Url
 
 if TYPE_CHECKING:
-    from gateway.cli_connection import Server
+    from gateway.cli.connection import Server
 
 _TERMINAL_TYPES = frozenset(
     f"execution.{status}" for status in ("completed", "failed", "cancelled", "timed_out")
@@ -43,7 +43,7 @@ def start_execution(
     server: Server, flow: str, input_data: dict[str, Any], idempotency_key: str | None = None
 ) -> str:
     """Start FLOW (a file is published first) and return the execution's id."""
-    from gateway.cli_flows import is_file_name, publish_file, refuse_broken
+    from gateway.cli.flows import is_file_name, publish_file, refuse_broken
 
     if is_file_name(flow):
         file = Path(flow)
@@ -64,9 +64,9 @@ def submit(
     api_key: ApiKey = None,
 ) -> None:
     """Start an execution, print its id and leave it to the server."""
-    from gateway.cli_connection import connected
-    from gateway.cli_input import execution_input
-    from gateway.cli_output import print_json, print_text
+    from gateway.cli.connection import connected
+    from gateway.cli.input import execution_input
+    from gateway.cli.output import print_json, print_text
 
     given = execution_input(inputs, input_json, input_file)
     with connected(url, api_key) as server:
@@ -93,8 +93,8 @@ def status(
     api_key: ApiKey = None,
 ) -> None:
     """Show one execution with its nodes, or list the latest."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_json, print_table
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_json, print_table
 
     with connected(url, api_key) as server:
         if execution is not None:
@@ -119,7 +119,7 @@ def status(
 
 
 def show_execution(found: dict[str, Any]) -> None:
-    from gateway.cli_output import print_fields, print_table
+    from gateway.cli.output import print_fields, print_table
 
     names = (
         "execution_id flow_id flow_version status current_node created_at started_at ended_at owner "
@@ -166,8 +166,8 @@ def events(
     api_key: ApiKey = None,
 ) -> None:
     """Print the events of an execution, or of everything. With --json one event a line."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_text
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_text
 
     path = f"/api/audit/executions/{execution}/events" if execution else "/api/audit/events"
     with connected(url, api_key) as server:
@@ -203,8 +203,8 @@ def event_line(event: dict[str, Any]) -> str:
 def _send(
     verb: str, execution: str, body: dict[str, Any], as_json: bool, url: str | None, api_key: str | None
 ) -> None:
-    from gateway.cli_connection import connected
-    from gateway.cli_output import note, print_json
+    from gateway.cli.connection import connected
+    from gateway.cli.output import note, print_json
 
     with connected(url, api_key) as server:
         answer = server.post(f"/api/admin/executions/{execution}/{verb}", body)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli_failures import CliFailure, usage
+from gateway.cli.failures import CliFailure, usage
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -40,8 +40,8 @@ Store = Annotated[
 
 def serve(host: Host = None, port: Port = None, data_dir: DataDir = None, store: Store = None) -> None:
     """Start the server: gateway, Ray and the store, in one process tree."""
-    from gateway.cli_output import note
-    from gateway.cli_settings import load_settings
+    from gateway.cli.output import note
+    from gateway.cli.settings import load_settings
 
     folder = None if data_dir is None else str(data_dir)
     settings = load_settings(host=host, port=port, data_dir=folder, store=store)
@@ -106,8 +106,8 @@ _ADDRESS_IN_USE = 98 if sys.platform == "linux" else 48
 
 def _refuse_unusable_store(settings: Settings) -> None:
     """Raises: CliFailure when the store can't be opened; asked before Ray starts."""
-    from gateway.cli_connection import waiting
-    from gateway.cli_doctor import without_password
+    from gateway.cli.connection import waiting
+    from gateway.cli.doctor import without_password
     from runtime.errors import Unavailable
     from runtime.event_log import EventLog, store_env
 
@@ -137,8 +137,8 @@ def embedded_runtime() -> Generator[tuple[str, str]]:
 
     Raises: CliFailure with what its log says when it doesn't come up.
     """
-    from gateway.cli_connection import waiting
-    from gateway.cli_settings import load_settings
+    from gateway.cli.connection import waiting
+    from gateway.cli.settings import load_settings
 
     settings = load_settings()
     folder = Path(settings.data_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gateway.cli_failures import usage
+from gateway.cli.failures import usage
 
 if TYPE_CHECKING:
     from gateway.settings import Settings

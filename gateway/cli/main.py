@@ -1,4 +1,4 @@
-"""The command line. Commands live in `cli_*` modules, which import what is heavy only when they run."""
+"""The table of commands, and how each ends. They live in the modules beside this one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from gateway import cli_doctor, cli_executions, cli_flows, cli_keys, cli_log, cli_run, cli_server
-from gateway.cli_failures import CliFailure, exit_with
+from gateway.cli import doctor, executions, flows, keys, log, run, server
+from gateway.cli.failures import CliFailure, exit_with
 from runtime.errors import Diverged, DomainError, Unavailable
 
 HELP = """Durable executions on Ray: start flows, watch them, prove what happened.
@@ -17,14 +17,14 @@ HELP = """Durable executions on Ray: start flows, watch them, prove what happene
 
 \b
   heliograph demo                              a real job, killed half way
-  heliograph run flows/hello.yaml -i name=Ada  run a flow, print its output
+  heliograph run flows/hello.yaml -i who=Ada  run a flow, print its output
 
 [bold]With a server[/bold]
 
 \b
   heliograph serve                             says where it listens
   heliograph flows publish flows/hello.yaml
-  heliograph submit hello -i name=Ada          prints the execution's id
+  heliograph submit hello -i who=Ada          prints the execution's id
   heliograph status EXECUTION
   heliograph events EXECUTION --follow
   heliograph verify                            prove what the log holds
@@ -49,22 +49,22 @@ app = typer.Typer(
 
 _START, _EXECUTIONS, _OPERATE = "Start here", "Executions", "Operate"
 
-app.command(rich_help_panel=_START)(cli_server.serve)
-app.command(rich_help_panel=_START)(cli_server.demo)
-app.command(rich_help_panel=_START)(cli_run.run)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.submit)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.status)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.events)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.cancel)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.signal)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.pause)
-app.command(rich_help_panel=_EXECUTIONS)(cli_executions.resume)
-app.add_typer(cli_flows.app, name="flows", rich_help_panel=_OPERATE)
-app.add_typer(cli_keys.app, name="keys", rich_help_panel=_OPERATE)
-app.add_typer(cli_log.projections, name="projections", rich_help_panel=_OPERATE)
-app.command(rich_help_panel=_OPERATE)(cli_log.verify)
-app.command(rich_help_panel=_OPERATE)(cli_log.export)
-app.command(rich_help_panel=_OPERATE)(cli_doctor.doctor)
+app.command(rich_help_panel=_START)(server.serve)
+app.command(rich_help_panel=_START)(server.demo)
+app.command(rich_help_panel=_START)(run.run)
+app.command(rich_help_panel=_EXECUTIONS)(executions.submit)
+app.command(rich_help_panel=_EXECUTIONS)(executions.status)
+app.command(rich_help_panel=_EXECUTIONS)(executions.events)
+app.command(rich_help_panel=_EXECUTIONS)(executions.cancel)
+app.command(rich_help_panel=_EXECUTIONS)(executions.signal)
+app.command(rich_help_panel=_EXECUTIONS)(executions.pause)
+app.command(rich_help_panel=_EXECUTIONS)(executions.resume)
+app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
+app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
+app.command(rich_help_panel=_OPERATE)(log.verify)
+app.command(rich_help_panel=_OPERATE)(log.export)
+app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -112,7 +112,3 @@ def _failure_of(error: DomainError) -> CliFailure:
             return CliFailure(str(error), "`heliograph verify` says what is wrong with the log.")
         case _:
             return CliFailure(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from gateway.cli_failures import usage
+from gateway.cli.failures import usage
 
 
 def execution_input(pairs: list[str] | None, text: str | None, file: Path | None) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_failures import CliFailure
-from gateway.cli_options import ApiKey, AsJson, Tenant, Url
+from gateway.cli.failures import CliFailure
+from gateway.cli.options import ApiKey, AsJson, Tenant, Url
 
 if TYPE_CHECKING:
-    from gateway.cli_connection import Server
+    from gateway.cli.connection import Server
 
 app = typer.Typer(no_args_is_help=True, help="Check, publish, show and disable flows.")
 
@@ -24,8 +24,8 @@ def list_flows(
     tenant: Tenant = None, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None
 ) -> None:
     """List the published flows."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_json, print_table
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_json, print_table
 
     with connected(url, api_key) as server:
         flows = server.get("/api/admin/flows", tenant=tenant)["flows"]
@@ -51,7 +51,7 @@ def list_flows(
 @app.command()
 def validate(files: FlowFiles, as_json: AsJson = False) -> None:
     """Check flow files against every rule, without a server."""
-    from gateway.cli_output import print_json, print_text
+    from gateway.cli.output import print_json, print_text
 
     checked = [(file, *_check(file)) for file in files]
     if as_json:
@@ -78,8 +78,8 @@ def publish(
     api_key: ApiKey = None,
 ) -> None:
     """Publish flow files; each becomes the latest version of its flow."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_json, print_text
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_json, print_text
 
     published: list[dict[str, Any]] = []
     # All files are checked before the first is published, so a mistake publishes nothing.
@@ -98,7 +98,7 @@ def publish(
 
 def publish_file(server: Server, file: Path, tenant: str | None = None) -> dict[str, Any]:
     """Publish one file; the server's answer."""
-    from gateway.cli_input import read_definition
+    from gateway.cli.input import read_definition
 
     media_type = "application/json" if file.suffix == ".json" else "application/yaml"
     return server.post_text("/api/admin/flows", read_definition(file), media_type, tenant=tenant)
@@ -113,7 +113,7 @@ def refuse_broken(file: Path) -> None:
 
 def _check(file: Path) -> tuple[str, list[dict[str, str]]]:
     """Id of the flow and its problems; ids are empty where they can't be read."""
-    from gateway.cli_input import read_definition
+    from gateway.cli.input import read_definition
     from runtime.errors import InvalidGraph
     from runtime.flow import parse_flow
     from runtime.graph import compile_flow
@@ -126,7 +126,7 @@ def _check(file: Path) -> tuple[str, list[dict[str, str]]]:
 
 
 def _lines(file: Path, problems: list[dict[str, str]]) -> list[str]:
-    from gateway.cli_connection import describe_rule
+    from gateway.cli.connection import describe_rule
 
     return [f"{file}: {describe_rule(problem)}" for problem in problems]
 
@@ -140,8 +140,8 @@ def show(
     api_key: ApiKey = None,
 ) -> None:
     """Print a flow as JSON: definition, versions and graph."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_json
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_json
 
     with connected(url, api_key) as server:
         print_json(server.get(f"/api/admin/flows/{flow}", version=version, tenant=tenant))
@@ -156,9 +156,9 @@ def graph(
     api_key: ApiKey = None,
 ) -> None:
     """Print the graph of a flow as Mermaid text, or nodes and edges as JSON."""
-    from gateway.cli_connection import connected
-    from gateway.cli_input import read_definition
-    from gateway.cli_output import print_json, print_text
+    from gateway.cli.connection import connected
+    from gateway.cli.input import read_definition
+    from gateway.cli.output import print_json, print_text
 
     file = Path(flow)
     if is_file_name(flow):
@@ -210,8 +210,8 @@ def enable(
 def _switch(
     verb: str, flow: str, tenant: str | None, as_json: bool, url: str | None, api_key: str | None
 ) -> None:
-    from gateway.cli_connection import connected
-    from gateway.cli_output import note, print_json
+    from gateway.cli.connection import connected
+    from gateway.cli.output import note, print_json
 
     with connected(url, api_key) as server:
         answer = server.post(f"/api/admin/flows/{flow}/{verb}", tenant=tenant)

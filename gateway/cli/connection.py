@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from gateway.cli_failures import CliFailure, usage
+from gateway.cli.failures import CliFailure, usage
 
 if TYPE_CHECKING:
     import httpx
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 def target(url: str | None, api_key: str | None) -> Target:
     """Where to send requests, and with which key ('' when there is none)."""
-    from gateway.cli_settings import load_settings
+    from gateway.cli.settings import load_settings
     from gateway.credentials import read_credentials
 
     settings = load_settings()

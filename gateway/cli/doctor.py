@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from gateway.cli_failures import CliFailure
-from gateway.cli_options import AsJson
+from gateway.cli.failures import CliFailure
+from gateway.cli.options import AsJson
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -33,9 +33,9 @@ class Finding(NamedTuple):
 
 def doctor(as_json: AsJson = False) -> None:
     """Check Python, Ray, the store, the port, disk and blobs, and say what to do."""
-    from gateway.cli_connection import waiting
-    from gateway.cli_output import print_json
-    from gateway.cli_settings import load_settings
+    from gateway.cli.connection import waiting
+    from gateway.cli.output import print_json
+    from gateway.cli.settings import load_settings
 
     settings = load_settings()
     with waiting("looking around"):
@@ -137,8 +137,8 @@ def without_password(url: str) -> str:
 
 
 def _port(settings: Settings) -> Finding:
-    from gateway.cli_connection import Server, Target
-    from gateway.cli_server import refuse_taken_port
+    from gateway.cli.connection import Server, Target
+    from gateway.cli.server import refuse_taken_port
 
     try:
         refuse_taken_port(settings)

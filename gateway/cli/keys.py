@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli_failures import usage
-from gateway.cli_options import ApiKey, AsJson, Tenant, Url
+from gateway.cli.failures import usage
+from gateway.cli.options import ApiKey, AsJson, Tenant, Url
 
 app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 
@@ -40,8 +40,8 @@ def create(
     api_key: ApiKey = None,
 ) -> None:
     """Create a key and print its secret, which is shown this once."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import note, print_json, print_text
+    from gateway.cli.connection import connected
+    from gateway.cli.output import note, print_json, print_text
 
     limits = {
         "requests_per_minute": requests_per_minute,
@@ -71,8 +71,8 @@ def create(
 @app.command("list")
 def list_keys(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
     """List keys, without their secrets."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import print_json, print_table
+    from gateway.cli.connection import connected
+    from gateway.cli.output import print_json, print_table
 
     with connected(url, api_key) as server:
         keys = server.get("/api/admin/keys")["keys"]
@@ -96,8 +96,8 @@ def revoke(
     api_key: ApiKey = None,
 ) -> None:
     """Revoke a key at once; the last admin key can't be revoked."""
-    from gateway.cli_connection import connected
-    from gateway.cli_output import note, print_json
+    from gateway.cli.connection import connected
+    from gateway.cli.output import note, print_json
 
     with connected(url, api_key) as server:
         revoked = server.delete(f"/api/admin/keys/{key_id}")

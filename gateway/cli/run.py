@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli_connection import Server, Target, target
-from gateway.cli_executions import (
+from gateway.cli.connection import Server, Target, target
+from gateway.cli.executions import (
     FlowOrFile,
     IdempotencyKey,
     InputFile,
@@ -21,8 +21,8 @@ from gateway.cli_executions import (
     is_terminal,
     start_execution,
 )
-from gateway.cli_failures import CliFailure
-from gateway.cli_options import ApiKey, AsJson, Url
+from gateway.cli.failures import CliFailure
+from gateway.cli.options import ApiKey, AsJson, Url
 
 INTERRUPTED = 130
 
@@ -45,9 +45,9 @@ def run(
     """
     from pathlib import Path
 
-    from gateway.cli_flows import is_file_name, refuse_broken
-    from gateway.cli_input import execution_input
-    from gateway.cli_output import print_json
+    from gateway.cli.flows import is_file_name, refuse_broken
+    from gateway.cli.input import execution_input
+    from gateway.cli.output import print_json
 
     given = execution_input(inputs, input_json, input_file)
     if is_file_name(flow):
@@ -78,7 +78,7 @@ def _server(stack: ExitStack, where: Target) -> Server:
     stack.callback(server.close)
     if where.was_named or server.is_up():
         return server
-    from gateway.cli_server import embedded_runtime
+    from gateway.cli.server import embedded_runtime
 
     url, key = stack.enter_context(embedded_runtime())
     embedded = Server(Target(url, where.api_key or key, True))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli_failures import CliFailure, usage
-from gateway.cli_options import AsJson
+from gateway.cli.failures import CliFailure, usage
+from gateway.cli.options import AsJson
 
 if TYPE_CHECKING:
     from projections.store import ReadStore
@@ -40,8 +40,8 @@ Store = Annotated[
 @projections.command()
 def check(store: Store = None, as_json: AsJson = False) -> None:
     """Prove that every read model is what the log says: build them anew beside the live ones and compare."""
-    from gateway.cli_connection import waiting
-    from gateway.cli_output import note, print_json
+    from gateway.cli.connection import waiting
+    from gateway.cli.output import note, print_json
     from projections.check import verify_read_models
     from projections.runner import PROJECTIONS
     from projections.tracked import prepare
@@ -80,8 +80,8 @@ def rebuild(
     as_json: AsJson = False,
 ) -> None:
     """Build read models anew from the log and put them in place, also while a server serves."""
-    from gateway.cli_connection import waiting
-    from gateway.cli_output import note, print_json
+    from gateway.cli.connection import waiting
+    from gateway.cli.output import note, print_json
     from projections import inline_rebuild
     from projections.rebuild import rebuild as rebuild_tracked
     from projections.runner import PROJECTIONS
@@ -136,8 +136,8 @@ def opened(store: str | None) -> Generator[tuple[EventLog, ReadStore]]:
 
     Raises: CliFailure when there is none, or it can't be opened.
     """
-    from gateway.cli_doctor import without_password
-    from gateway.cli_settings import load_settings
+    from gateway.cli.doctor import without_password
+    from gateway.cli.settings import load_settings
     from projections.store import ReadStore
     from runtime.event_log import EventLog, store_env
 
@@ -182,7 +182,7 @@ def verify(
     """Prove that a log keeps every promise: chain of hashes, versions, owners, outcomes, ends."""
     import msgspec
 
-    from gateway.cli_output import note, print_fields, print_json
+    from gateway.cli.output import note, print_fields, print_json
     from runtime import verification
 
     entries = [] if journal is None else _journal(journal)
@@ -218,7 +218,7 @@ def export(
     store: Store = None,
 ) -> None:
     """Write the log as a file that `verify` can check anywhere: JSON lines, byte for byte."""
-    from gateway.cli_output import note
+    from gateway.cli.output import note
     from gateway.log_export import write_export
     from runtime.verification import pages
 
