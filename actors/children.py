@@ -8,8 +8,8 @@ host when the child lives here, and from the log otherwise.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Awaitable, Iterable
-from typing import Protocol
+from collections.abc import Coroutine, Iterable
+from typing import Any, Protocol
 
 import structlog
 
@@ -45,7 +45,7 @@ class Home(Protocol):
     async def start_child(self, command: commands.StartExecution) -> Answer: ...
     async def bring_here(self, execution_id: str) -> None: ...
     async def deliver_here(self, message: Send) -> Answer: ...
-    def spawn(self, work: Awaitable[None]) -> None: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
 
 def child_id(parent_id: str, node_id: NodeId, attempt: int) -> str:

@@ -22,7 +22,7 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,18 +201,14 @@ class Host:
         after = ""
         while True:
             page = await self._open_page(owner, after, waiting=waiting)
-            for execution_id in page:
-                await self.bring_back(execution_id)
+            await asyncio.gather(*[await self._begin_recovery(execution_id) for execution_id in page])
             if not page:
                 break
             after = page[-1]
-        for _ in range(RECOVERIES_AT_ONCE_MAX):
-            await self._permits.acquire()
-        for _ in range(RECOVERIES_AT_ONCE_MAX):
-            self._permits.release()
         if self._state == "recovering":
             log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=len(self._queue))
             self._state = "running"
+            self._admit()
         await self._wake_ups.look()
 
     async def _open_page(self, owner: HostName, after: str, *, waiting: bool) -> list[str]:
@@ -223,8 +219,11 @@ class Host:
 
     async def bring_back(self, execution_id: str) -> None:
         """Begin to read an execution back; waits only for a permit to do so."""
+        await self._begin_recovery(execution_id)
+
+    async def _begin_recovery(self, execution_id: str) -> asyncio.Task[None]:
         await self._permits.acquire()
-        self.spawn(self._recover_one(execution_id))
+        return self.spawn(self._recover_one(execution_id))
 
     async def _recover_one(self, execution_id: str) -> None:
         try:
@@ -238,7 +237,7 @@ class Host:
         finally:
             self._permits.release()
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do ``work`` in the background until it is done or the host closes."""
 
         async def run() -> None:
@@ -250,6 +249,8 @@ class Host:
         task = asyncio.get_running_loop().create_task(run())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: work.close())  # it never began if the host closed at once
+        return task
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -312,7 +313,8 @@ class Host:
         return await self._settled(self._load_plan_and_start(command))
 
     def _is_full(self) -> bool:
-        return len(self._admitted) >= self.config.running_max and len(self._queue) >= self.config.queued_max
+        has_place = self._state != "recovering" and len(self._admitted) < self.config.running_max
+        return not has_place and len(self._queue) >= self.config.queued_max
 
     def _begin(self, command: commands.StartExecution, plan: Plan) -> ExecutionActor:
         started = execution.start(msgspec.structs.replace(command, owner=self.owner), plan)
@@ -452,6 +454,8 @@ class Host:
         self._admit()
 
     def _admit(self) -> None:
+        if self._state == "recovering":
+            return  # those that had begun come first, then the queue in its order
         while self._queue and len(self._admitted) < self.config.running_max:
             execution_id, _ = self._queue.popitem(last=False)
             actor = self._actors.get(execution_id)

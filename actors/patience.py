@@ -1,6 +1,5 @@
 """Waiting for a store that is away, instead of forgetting what has to be done."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -32,21 +31,25 @@ async def until_available(
     Without ``seconds_max`` it ends only with success, another error, or cancellation of the caller.
     Raises: Unavailable after ``seconds_max``.
     """
-    began = time.monotonic()
+    try:
+        return await work()
+    except Unavailable as error:
+        log.warning("trying again", what=what, error=str(error))
 
     def note(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning("trying again", what=what, error=str(error), seconds=round(time.monotonic() - began, 1))
+        log.warning(
+            "trying again", what=what, error=str(error), seconds=round(state.seconds_since_start or 0)
+        )
+
+    async def again() -> Result:  # tenacity awaits only what is a coroutine function itself
+        return await work()
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(Unavailable),
-        wait=wait_exponential_jitter(initial=0.05, max=WAIT_SECONDS_MAX, jitter=0.05),
+        wait=wait_exponential_jitter(multiplier=0.05, max=WAIT_SECONDS_MAX, jitter=0.05),
         stop=stop_never if seconds_max is None else stop_after_delay(seconds_max),
         before_sleep=note,
         reraise=True,
     )
-
-    async def once() -> Result:  # tenacity only awaits what is a coroutine function itself
-        return await work()
-
-    return await retrying(once)
+    return await retrying(again)

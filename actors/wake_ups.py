@@ -7,8 +7,8 @@ Nothing of this survives a crash, and nothing needs to: a new incarnation looks 
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from actors.patience import until_available
 from runtime.event_log import EventLog
@@ -34,7 +34,7 @@ class Home(Protocol):
     def now(self) -> Micros: ...
     def is_here(self, execution_id: str) -> bool: ...
     async def bring_back(self, execution_id: str) -> None: ...
-    def spawn(self, work: Awaitable[None]) -> None: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
 
 
 class WakeUps:
