@@ -14,7 +14,7 @@ the log instead. A lost, late or repeated batch costs a read, never an event.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from actors import messages
 from actors.messages import Answer, Delta, ExternalCommand, FeedBatch, Message, Refusal, Reply
 from runtime.blob_store import BlobStore
 from runtime.commands import StartExecution
-from runtime.errors import InvalidInput, NotFound, Overloaded, Unavailable
+from runtime.errors import Conflict, InvalidInput, NotFound, Overloaded, Unavailable
 from runtime.event_log import EventLog, Recorded
 from runtime.events import TERMINAL_EVENTS
 from runtime.ids import HostName, Position
@@ -42,10 +42,10 @@ OUTBOX_MESSAGES_MAX = 50_000
 ANSWER_SECONDS_MAX = 30.0
 """How long a message waits for its host to come back; then ``Unavailable``, outcome unknown."""
 
-POLL_SECONDS = 20.0
+POLL_SECONDS = 5.0
 """Longest silence of a feed; a host that does not answer this plus ``POLL_GRACE_SECONDS`` is unreachable."""
 
-POLL_GRACE_SECONDS = 10.0
+POLL_GRACE_SECONDS = 5.0
 RETRY_SECONDS_MAX = 2.0
 
 READER_ITEMS_MAX = 1_000
@@ -54,6 +54,16 @@ READER_ITEMS_MAX = 1_000
 RECHECK_SECONDS = 15.0
 """A follower that hears nothing looks into the log this often: whatever got lost, it goes on."""
 
+AWAY_SECONDS = 1.0
+"""While its execution's host is away a follower reads the log this often."""
+
+WATCH_SECONDS_MAX = 3.0
+"""How long a host may take to put an execution on the feed before the follower reads the log instead."""
+
+MOVES_MAX = 5
+"""Times a message finds its execution with another host before it is refused (``Unavailable``)."""
+
+MOVE_PAUSE_SECONDS = 0.2
 PAGE_EVENTS_MAX = 500
 
 INPUT_BYTES_MAX = 32 * 1024
@@ -96,7 +106,9 @@ class HostLink:
         self._gateway_id = gateway_id
         self._outbox: deque[tuple[msgspec.Raw, asyncio.Future[Answer], float]] = deque()
         self._calls = 0
+        self._in_flight: list[list[tuple[msgspec.Raw, asyncio.Future[Answer], float]]] = []
         self._readers: dict[str, list[_Reader]] = {}
+        self._watches: dict[str, asyncio.Future[None]] = {}
         self._incarnation = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due = False
@@ -110,15 +122,23 @@ class HostLink:
         self.is_closed = True
         for task in tuple(self._tasks):
             task.cancel()
-        while self._outbox:
-            _, answer, _ = self._outbox.popleft()
-            if not answer.done():
-                answer.set_exception(Unavailable("the gateway is shutting down"))
+        for batch in (*self._in_flight, self._outbox):
+            _refuse(batch, "the gateway is shutting down")
+        self._outbox.clear()
+
+    def reconnect(self, handle: Any) -> None:
+        """The host was made anew, after its actor had ended for good."""
+        self._handle = handle
 
     @property
     def is_reachable(self) -> bool:
         """Whether the host answered the last call."""
         return self._reachable.is_set()
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the host was ever reachable."""
+        return self._incarnation != ""
 
     async def wait_reachable(self) -> None:
         await self._reachable.wait()
@@ -156,6 +176,7 @@ class HostLink:
             size = min(len(self._outbox), BATCH_MESSAGES_MAX)
             batch = [self._outbox.popleft() for _ in range(size)]
             self._calls += 1
+            self._in_flight.append(batch)
             self._spawn(self._call(batch))
 
     async def _call(self, batch: list[tuple[msgspec.Raw, "asyncio.Future[Answer]", float]]) -> None:
@@ -165,19 +186,21 @@ class HostLink:
                 answers = messages.decode_answers(await call)
         except TimeoutError:
             # The host lives but can't record: its store is away. It goes on trying; the caller may too.
-            for _, future, _ in batch:
-                if not future.done():
-                    future.set_exception(Unavailable(f"host {self.name} could not record it in time"))
+            _refuse(batch, f"host {self.name} could not record it in time")
         except RayError as error:
             self._reachable.clear()
             log.warning("host unreachable, sending again", host=self.name, error=str(error)[:200])
             await asyncio.sleep(0.2)
             self._send_again(batch)
+        except ValueError as error:
+            log.error("an answer can't be read", host=self.name, error=str(error)[:200])
+            _refuse(batch, f"host {self.name} gave an answer that can't be read")
         else:
-            for (_, future, _), answer in zip(batch, answers, strict=True):
+            for (_, future, _), answer in zip(batch, answers, strict=False):
                 if not future.done():
                     future.set_result(answer)
         finally:
+            self._in_flight.remove(batch)
             self._calls -= 1
             if self._outbox:
                 self._flush_soon()
@@ -195,16 +218,28 @@ class HostLink:
     # --- feed -----------------------------------------------------------------------------------------
 
     async def watch(self, execution_id: str, reader: _Reader) -> None:
-        readers = self._readers.setdefault(execution_id, [])
-        readers.append(reader)
-        if len(readers) == 1:
-            await self.send(messages.Watch(self._gateway_id, (execution_id,)))
+        """Put an execution on the feed; returns when what is committed from now on will come."""
+        self._readers.setdefault(execution_id, []).append(reader)
+        watch = self._watches.get(execution_id)
+        if watch is None:
+            work = self._watch(execution_id)
+            watch = self._watches[execution_id] = asyncio.get_running_loop().create_task(work)
+            watch.add_done_callback(lambda done: self._watched(execution_id, done))
+        await asyncio.shield(watch)
+
+    async def _watch(self, execution_id: str) -> None:
+        await self.send(messages.Watch(self._gateway_id, (execution_id,)))
+
+    def _watched(self, execution_id: str, watch: "asyncio.Future[None]") -> None:
+        if watch.cancelled() or watch.exception() is not None:  # the next reader asks again
+            self._watches.pop(execution_id, None)
 
     def unwatch(self, execution_id: str, reader: _Reader) -> None:
         readers = self._readers.get(execution_id, [])
         if reader in readers:
             readers.remove(reader)
         if not readers and self._readers.pop(execution_id, None) is not None and not self.is_closed:
+            self._watches.pop(execution_id, None)
             self._spawn(self._unwatch(execution_id))
 
     async def _unwatch(self, execution_id: str) -> None:
@@ -226,6 +261,7 @@ class HostLink:
             except (RayError, TimeoutError) as error:
                 self._reachable.clear()
                 log.warning("feed interrupted", host=self.name, error=str(error)[:200])
+                self._lose()  # their executions may be going on elsewhere
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
@@ -235,9 +271,9 @@ class HostLink:
 
     def _dispatch(self, batch: FeedBatch) -> None:
         if batch.incarnation != self._incarnation:
-            if self._incarnation and self._readers:
-                self._spawn(self._watch_again())
             self._incarnation = batch.incarnation
+            if self._readers:
+                self._spawn(self._watch_again())
         if batch.lagged:
             self._lose()
         for item in batch.items:
@@ -246,7 +282,11 @@ class HostLink:
                 reader.put(item)
 
     async def _watch_again(self) -> None:
-        await self.send(messages.Watch(self._gateway_id, tuple(self._readers)))
+        try:
+            await self.send(messages.Watch(self._gateway_id, tuple(self._readers)))
+        except Unavailable as error:
+            log.warning("watches not renewed, trying again", host=self.name, error=str(error))
+            self._incarnation = "unknown"  # the next batch then comes from a new one
         self._lose()
 
     def _lose(self) -> None:
@@ -309,8 +349,13 @@ class ExecutionClient:
 
         Raises: NotFound, InvalidTransition, Overloaded, Unavailable.
         """
-        link = await self._link_of(execution_id)
-        return await link.send(messages.Send(execution_id, command))
+        for _ in range(MOVES_MAX):
+            link = await self._link_of(execution_id)
+            try:
+                return await link.send(messages.Send(execution_id, command))
+            except Conflict:
+                await asyncio.sleep(MOVE_PAUSE_SECONDS)  # another host took it over meanwhile: ask that one
+        raise Unavailable(f"execution {execution_id} is moving between hosts")
 
     async def _link_of(self, execution_id: str) -> HostLink:
         if len(self._links) == 1:
@@ -349,8 +394,9 @@ class ExecutionClient:
                 if link is None or link.is_closed:
                     if not page and version == 0:
                         raise NotFound("execution not found")
-                    link = await self._link_of(execution_id)
-                    await link.watch(execution_id, reader)
+                    link = await self._watched_by(execution_id, reader)
+                    if link is None:
+                        await asyncio.sleep(AWAY_SECONDS)
                     continue  # what was committed before the watch began is in the log
                 async for item in _live(reader):
                     if isinstance(item, Delta):
@@ -365,17 +411,40 @@ class ExecutionClient:
                     elif item.originator_version > version:
                         break
                 # A gap, a loss, or a long silence: the execution may also have moved to another host.
-                owner = await self._link_of(execution_id)
-                if owner is not link:
+                if await self._owner_link(execution_id) is not link:
                     link.unwatch(execution_id, reader)
-                    link = owner
-                    await link.watch(execution_id, reader)
+                    link = None
         finally:
             if link is not None:
                 link.unwatch(execution_id, reader)
 
+    async def _watched_by(self, execution_id: str, reader: _Reader) -> HostLink | None:
+        """The host that now feeds ``reader``; None while the execution's host is away."""
+        link = await self._owner_link(execution_id)
+        if link is None:
+            return None
+        try:
+            async with asyncio.timeout(WATCH_SECONDS_MAX):
+                await link.watch(execution_id, reader)
+        except (Unavailable, TimeoutError):
+            link.unwatch(execution_id, reader)
+            return None
+        return link
+
+    async def _owner_link(self, execution_id: str) -> HostLink | None:
+        try:
+            return await self._link_of(execution_id)
+        except Unavailable:
+            return None
+
     async def _page(self, execution_id: str, version: int) -> list[Recorded]:
         return await asyncio.to_thread(self._log.read, execution_id, version, PAGE_EVENTS_MAX)
+
+
+def _refuse(batch: Iterable[tuple[msgspec.Raw, "asyncio.Future[Answer]", float]], reason: str) -> None:
+    for _, answer, _ in batch:
+        if not answer.done():
+            answer.set_exception(Unavailable(reason))
 
 
 async def _live(reader: _Reader) -> AsyncIterator[Recorded | Delta]:

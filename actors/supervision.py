@@ -77,6 +77,9 @@ class Supervisor:
         self._links: dict[HostName, HostLink] = {}
         self._handles: dict[HostName, Any] = {}
         self._silent_since: dict[HostName, float] = {}
+        self._idle_since: dict[HostName, float] = {}
+        self._renewed_at: dict[HostName, float] = {}
+        self._opening = asyncio.Lock()
         self._adopted_at: dict[HostName, float] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_up = False
@@ -158,22 +161,26 @@ class Supervisor:
     async def _open_dedicated(self, execution_id: str) -> HostLink:
         """A host for this execution alone; it ends when the execution has ended."""
         name = HostName(f"{DEDICATED}{execution_id}")
-        link = self._links.get(name)
-        if link is None:
-            if sum(is_dedicated(known) for known in self._links) >= DEDICATED_MAX:
-                raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
-            link = await self._add_host(name)
-            self._client.connect(self._links, self._open_dedicated)
-        return link
+        async with self._opening:  # two requests for one execution must not make two links
+            link = self._links.get(name)
+            if link is None:
+                if sum(is_dedicated(known) for known in self._links) >= DEDICATED_MAX:
+                    raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
+                link = await self._add_host(name)
+                self._client.connect(self._links, self._open_dedicated)
+            return link
 
     async def _add_host(self, name: HostName) -> HostLink:
-        config = msgspec.structs.replace(self._host, name=name, dedicated=is_dedicated(name))
-        handle = await asyncio.to_thread(_create_host, config, detached=bool(self._settings.address))
+        handle = await asyncio.to_thread(self._create, name)
         link = HostLink(name, handle, self._gateway_id)
         link.open()
         self._handles[name] = handle
         self._links[name] = link
         return link
+
+    def _create(self, name: HostName) -> Any:
+        config = msgspec.structs.replace(self._host, name=name, dedicated=is_dedicated(name))
+        return _create_host(config, detached=bool(self._settings.address))
 
     async def _inspect(self) -> None:
         """Find open executions whose host does not answer, and give them to one that does."""
@@ -184,34 +191,56 @@ class Supervisor:
                 self._silent_since.pop(name, None)
             else:
                 self._silent_since.setdefault(name, now)
-        if not living:
-            return
         owners = await asyncio.to_thread(self._log.owners)
-        self._forget_ended(owners)
-        heirs = itertools.cycle(link for link in living if not is_dedicated(link.name))
+        await self._forget_ended(owners, now)
+        await self._renew_lost(owners, now)
+        pooled = [link for link in living if not is_dedicated(link.name)]
+        if not pooled:
+            return
+        heirs = itertools.cycle(pooled)
         for owner in owners:
             silent_since = self._silent_since.get(owner)
             if owner in self._links and (silent_since is None or now - silent_since < LOST_SECONDS):
                 continue
             if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
                 continue
-            self._adopted_at[owner] = now
             if is_dedicated(owner) and owner not in self._links:
                 await self._open_dedicated(owner.removeprefix(DEDICATED))
-                continue
-            heir = next(heirs)
-            log.warning("adopting the executions of a lost host", owner=owner, heir=heir.name)
-            await heir.send(messages.Adopt(owner))
+            else:
+                heir = next(heirs)
+                log.warning("adopting the executions of a lost host", owner=owner, heir=heir.name)
+                await heir.send(messages.Adopt(owner))
+            self._adopted_at[owner] = now
 
-    def _forget_ended(self, owners: Mapping[HostName, int]) -> None:
-        """Drop dedicated hosts that ended with their execution."""
-        ended = [n for n, link in self._links.items() if is_dedicated(n) and not link.is_reachable]
-        for name in ended:
-            if name not in owners and name in self._silent_since:
-                self._links.pop(name).close()
-                self._handles.pop(name)
-                self._silent_since.pop(name)
-                self._client.connect(self._links, self._open_dedicated)
+    async def _renew_lost(self, owners: Mapping[HostName, int], now: float) -> None:
+        """Make lost hosts anew. One that is only silent stays as it is: there is one actor of a name."""
+        for name, since in tuple(self._silent_since.items()):
+            last = max(since, self._renewed_at.get(name, 0.0))
+            if now - last < LOST_SECONDS or (is_dedicated(name) and name not in owners):
+                continue
+            self._renewed_at[name] = now
+            handle = await asyncio.to_thread(self._create, name)
+            self._handles[name] = handle
+            self._links[name].reconnect(handle)
+
+    async def _forget_ended(self, owners: Mapping[HostName, int], now: float) -> None:
+        """Drop dedicated hosts that ended with their execution, and end those that outlived it."""
+        for name, link in tuple(self._links.items()):
+            if not is_dedicated(name) or name in owners:
+                self._idle_since.pop(name, None)
+                continue
+            idle_since = self._idle_since.setdefault(name, now)
+            has_ended = link.has_answered and not link.is_reachable
+            if not has_ended and now - idle_since < LOST_SECONDS:
+                continue  # it may still be starting, with its execution on the way to it
+            self._links.pop(name).close()
+            handle = self._handles.pop(name)
+            self._silent_since.pop(name, None)
+            self._idle_since.pop(name, None)
+            self._renewed_at.pop(name, None)
+            self._client.connect(self._links, self._open_dedicated)
+            if link.is_reachable:
+                await asyncio.to_thread(_end_host, handle)
 
 
 def is_dedicated(name: str) -> bool:
@@ -232,6 +261,10 @@ def _create_host(config: HostConfig, *, detached: bool) -> Any:
         enable_task_events=False,
         **lifetime,
     ).remote(msgspec.json.encode(config))
+
+
+def _end_host(handle: Any) -> None:
+    ray.kill(handle)
 
 
 async def _ended(closing: Any) -> None:

@@ -115,6 +115,12 @@ class ScriptedHost(Host):
     def places_taken(self) -> int:
         return len(self._admitted)
 
+    def tell(self, delta: messages.Delta) -> None:
+        self._watchers.delta(delta)
+
+    def is_watched(self, execution_id: str) -> bool:
+        return execution_id in self._watchers._by_execution  # pyright: ignore[reportPrivateUsage]
+
     def fence_by_mistake(self, execution_id: str) -> None:
         self.fenced(self._actors[execution_id])
 
@@ -136,6 +142,7 @@ class Household:
     """One store and the hosts over it."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.env = store_env(f"sqlite:////{str(folder).lstrip('/')}/log.db")
         self.log = EventLog.open(self.env)
@@ -245,6 +252,7 @@ async def answers(host: Host, batch: Iterable[messages.Message]) -> tuple[Answer
 
 
 def start_message(home: Household, flow_id: str, execution_id: str = "", **fields: Any) -> Start:
+    fields.setdefault("input", {})
     fields.setdefault("flow_version", home.versions[flow_id])
     return Start(
         commands.StartExecution(
@@ -253,7 +261,7 @@ def start_message(home: Household, flow_id: str, execution_id: str = "", **field
             tenant=TENANT,
             flow_id=flow_id,
             source="executions",
-            **{"input": {}, **fields},
+            **fields,
         )
     )
 

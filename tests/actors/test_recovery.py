@@ -89,7 +89,6 @@ def recorded_effects(history: Iterable[Event], execution_id: str) -> set[str]:
 def test_recovery_at_every_event_completes_and_repeats_only_what_was_not_recorded(tmp_path: Path) -> None:
     async def story() -> None:
         async with Desk() as desk:
-            (tmp_path / "first").mkdir()
             async with Household(tmp_path / "first") as home:
                 home.publish(INNER.format(url=desk.url))
                 home.publish(MIXED.format(url=desk.url))
@@ -113,7 +112,6 @@ def test_recovery_at_every_event_completes_and_repeats_only_what_was_not_recorde
     async def recover(
         desk: Desk, folder: Path, prefix: list[Recorded], execution_id: str, all_keys: set[str]
     ) -> None:
-        folder.mkdir()
         desk.requests.clear()
         async with Household(folder) as home:
             copy_prefix(prefix, home)

@@ -1,0 +1,354 @@
+"""The gateway's side without Ray: an outbox that repeats itself, followers that miss nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from ray.exceptions import RayActorError
+
+from actors import client as client_module
+from actors.client import ExecutionClient, HostLink, LaggedBehind
+from actors.host import Host
+from actors.messages import Delta
+from runtime import commands
+from runtime.blob_store import BlobStore
+from runtime.errors import InvalidTransition, NotFound, Overloaded, Unavailable
+from runtime.event_log import Recorded
+from runtime.ids import HostName, Micros
+from tests.actors.household import Desk, Household, ScriptedHost, new_id, run, start_message, until
+
+WAITING = """
+heliograph: 1
+id: waiting
+nodes:
+  - {id: gate, kind: wait_for_signal, signal: go}
+  - {id: after, kind: template, template: "x", needs: [gate]}
+"""
+
+
+class _Method:
+    def __init__(self, call: Callable[..., Awaitable[bytes]]) -> None:
+        self._call = call
+
+    def remote(self, *arguments: Any) -> Awaitable[bytes]:
+        return asyncio.ensure_future(self._call(*arguments))
+
+
+class Handle:
+    """A Ray actor's handle without Ray: calls reach a host of this process, unless that is dead."""
+
+    def __init__(self, host: ScriptedHost) -> None:
+        self.host: Host | None = host
+        self.calls = 0
+        self.polls = 0
+        self.lost_answers = 0
+        self.deliver = _Method(self._deliver)
+        self.poll = _Method(self._poll)
+
+    async def _deliver(self, batch: bytes) -> bytes:
+        self.calls += 1
+        await asyncio.sleep(0)
+        answers = await self._alive().deliver(batch)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise RayActorError
+        return answers
+
+    async def _poll(self, gateway_id: str, wait_seconds: float) -> bytes:
+        self.polls += 1
+        await asyncio.sleep(0)
+        batch = await self._alive().poll(gateway_id, min(wait_seconds, 0.2))
+        self._alive()
+        return batch
+
+    def _alive(self) -> Host:
+        if self.host is None:
+            raise RayActorError
+        return self.host
+
+
+class Gateway:
+    """One client over hosts of this process."""
+
+    def __init__(self, home: Household, **hosts: ScriptedHost) -> None:
+        self.home = home
+        self.handles = {name: Handle(host) for name, host in hosts.items()}
+        self.links = {
+            HostName(name): HostLink(HostName(name), handle, "gateway-1")
+            for name, handle in self.handles.items()
+        }
+        self.client = ExecutionClient(home.log, BlobStore(f"file://{home.folder}/blobs"))
+        self.client.connect(self.links, self._no_dedicated)
+
+    async def _no_dedicated(self, execution_id: str) -> HostLink:
+        raise Unavailable(execution_id)
+
+    async def __aenter__(self) -> "Gateway":
+        for link in self.links.values():
+            link.open()
+            await link.wait_reachable()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for link in self.links.values():
+            link.close()
+        await asyncio.sleep(0)
+
+    async def start(self, flow_id: str, **fields: Any) -> str:
+        command = start_message(self.home, flow_id, **fields).command
+        await self.client.start(command)
+        return command.execution_id
+
+    async def signal(self, execution_id: str, name: str = "go") -> None:
+        command = commands.Signal(at=Micros(1), signal_id=new_id(), name=name)
+        await self.client.send(execution_id, command)
+
+    def follow(self, execution_id: str, **options: Any) -> "asyncio.Task[list[int]]":
+        """The versions a follower sees, once the execution has ended."""
+
+        async def versions() -> list[int]:
+            stream = self.client.follow(execution_id, **options)
+            return [item.originator_version async for item in stream if isinstance(item, Recorded)]
+
+        return asyncio.ensure_future(versions())
+
+
+@asynccontextmanager
+async def one_host(folder: Path) -> AsyncIterator[tuple[Household, ScriptedHost, Gateway]]:
+    async with Household(folder) as home:
+        home.publish(WAITING)
+        host = home.host()
+        async with Gateway(home, **{"host-0": host}) as gateway:
+            yield home, host, gateway
+
+
+def contiguous(count: int) -> list[int]:
+    return list(range(1, count + 1))
+
+
+def test_a_start_is_durable_when_it_returns_and_may_be_repeated(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, _, gateway):
+            command = start_message(home, "waiting").command
+            await gateway.client.start(command)
+            assert home.kinds(command.execution_id)[0] == "queued"
+            await gateway.client.start(command)
+            assert home.kinds(command.execution_id).count("queued") == 1
+
+    run(story())
+
+
+def test_many_messages_travel_in_few_calls(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (_, _, gateway):
+            await gateway.start("waiting")
+            before = gateway.handles["host-0"].calls
+            await asyncio.gather(*(gateway.start("waiting") for _ in range(200)))
+            assert gateway.handles["host-0"].calls - before <= 4
+
+    run(story())
+
+
+def test_a_message_whose_answer_was_lost_is_sent_again_and_counts_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, _, gateway):
+            gateway.handles["host-0"].lost_answers = 1
+            execution_id = await gateway.start("waiting")
+            gateway.handles["host-0"].lost_answers = 1
+            await gateway.signal(execution_id)
+            gateway.handles["host-0"].lost_answers = 0
+            await home.ended(execution_id)
+            assert home.kinds(execution_id).count("queued") == 1
+            assert home.kinds(execution_id).count("signal_received") == 1
+            home.verified()
+
+    run(story())
+
+
+def test_refusals_arrive_as_what_they_are(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, _, gateway):
+            with pytest.raises(NotFound):
+                await gateway.signal(new_id())
+            with pytest.raises(NotFound):
+                await gateway.start("waiting", flow_version="0123456789abcdef")
+            execution_id = await gateway.start("waiting")
+            cancel = commands.RequestCancel(at=Micros(1), cause="c1")
+            assert (await gateway.client.send(execution_id, cancel)).version > 0
+            with pytest.raises(InvalidTransition):
+                await gateway.client.send(execution_id, commands.RequestCancel(at=Micros(1), cause="c2"))
+            home.verified()
+
+    run(story())
+
+
+def test_a_full_outbox_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "OUTBOX_MESSAGES_MAX", 5)
+
+    async def story() -> None:
+        async with one_host(tmp_path) as (_, _, gateway):
+            starts = [gateway.start("waiting") for _ in range(10)]
+            results = await asyncio.gather(*starts, return_exceptions=True)
+            assert sum(isinstance(one, Overloaded) for one in results) == 5
+
+    run(story())
+
+
+def test_a_host_that_does_not_come_back_makes_its_messages_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "ANSWER_SECONDS_MAX", 0.3)
+
+    async def story() -> None:
+        async with one_host(tmp_path) as (_, _, gateway):
+            gateway.handles["host-0"].host = None
+            with pytest.raises(Unavailable):
+                await gateway.start("waiting")
+
+    run(story())
+
+
+def test_closing_answers_those_who_wait(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, host, gateway):
+            await gateway.start("waiting")
+            host.log.gate.clear()
+            started = asyncio.ensure_future(gateway.start("waiting"))
+            calls = gateway.handles["host-0"].calls
+            await until(lambda: gateway.handles["host-0"].calls > calls, "the call is in flight")
+            gateway.links[HostName("host-0")].close()
+            with pytest.raises(Unavailable):
+                await started
+            host.log.gate.set()
+            assert home.versions
+
+    run(story())
+
+
+def test_a_large_input_travels_by_reference(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, _, gateway):
+            execution_id = await gateway.start("waiting", input={"text": "x" * 100_000})
+            state = home.state(execution_id)
+            assert state.input is None
+            assert state.input_ref is not None
+            blob = BlobStore(f"file://{tmp_path}/blobs").get_bytes(state.input_ref)
+            assert msgspec.json.decode(blob) == {"text": "x" * 100_000}
+
+    run(story())
+
+
+# --- following ------------------------------------------------------------------------------------------
+
+
+def test_a_follower_sees_every_event_once_from_whenever_it_came(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, _, gateway):
+            execution_id = await gateway.start("waiting")
+            early = gateway.follow(execution_id)
+            await home.recorded(execution_id, "node_waiting")
+            middle = [gateway.follow(execution_id) for _ in range(5)]
+            position = home.log.read(execution_id)[1].position
+            resumed = gateway.follow(execution_id, after=position)
+            await asyncio.sleep(0)
+            await gateway.signal(execution_id)
+            count = (await home.ended(execution_id)).version
+            late = gateway.follow(execution_id)
+            for follower in (early, *middle, late):
+                assert await follower == contiguous(count)
+            assert await resumed == contiguous(count)[2:]
+
+    run(story())
+
+
+def test_nobody_can_follow_what_does_not_exist(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (_, _, gateway):
+            with pytest.raises(NotFound):
+                await gateway.follow(new_id())
+
+    run(story())
+
+
+def test_a_follower_goes_on_over_the_death_of_its_host(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, host, gateway):
+            execution_id = await gateway.start("waiting")
+            follower = gateway.follow(execution_id)
+            await home.recorded(execution_id, "node_waiting")
+            gateway.handles["host-0"].host = None
+            await host.die()
+            await until(lambda: not gateway.links[HostName("host-0")].is_reachable, "the death is noticed")
+            gateway.handles["host-0"].host = home.host()
+            await gateway.signal(execution_id)
+            count = (await home.ended(execution_id)).version
+            assert "recovered" in home.kinds(execution_id)
+            assert await follower == contiguous(count)
+
+    run(story())
+
+
+def test_a_follower_goes_on_when_its_execution_moves_to_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "RECHECK_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "AWAY_SECONDS", 0.05)
+
+    async def story() -> None:
+        async with Household(tmp_path) as home, Desk() as desk:
+            desk.hold("/work")
+            home.publish(
+                f"{{heliograph: 1, id: work, nodes: [{{id: w, kind: http_request, url: '{desk.url}/work'}}]}}"
+            )
+            lost, heir = home.host("host-0"), home.host("host-1")
+            async with Gateway(home, **{"host-0": lost, "host-1": heir}) as gateway:
+                ids = [await gateway.start("work") for _ in range(2)]
+                execution_id = next(one for one in ids if home.log.owner_of(one) == "host-0")
+                follower = gateway.follow(execution_id)
+                await desk.asked("/work", 2)
+                gateway.handles["host-0"].host = None
+                await lost.die()
+                await gateway.links[HostName("host-1")].send(client_module.messages.Adopt("host-0"))
+                await desk.asked("/work", 3)
+                desk.release("/work")
+                count = (await home.ended(execution_id)).version
+                assert home.log.owner_of(execution_id) == "host-1"
+                assert await follower == contiguous(count)
+                await home.ended(ids[0])
+                await home.ended(ids[1])
+                home.verified()
+
+    run(story())
+
+
+def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "READER_ITEMS_MAX", 10)
+
+    async def story() -> None:
+        async with one_host(tmp_path) as (home, host, gateway):
+            execution_id = await gateway.start("waiting")
+            await home.recorded(execution_id, "node_waiting")
+            stream = gateway.client.follow(execution_id, deltas=True)
+            seen: list[Recorded | Delta] = [await anext(stream)]
+            for _ in range(3):
+                seen.append(await anext(stream))
+            waiting = asyncio.ensure_future(anext(stream))
+            await until(lambda: host.is_watched(execution_id), "the follower watches")
+            host.tell(Delta(execution_id, "n", "first"))
+            assert await waiting == Delta(execution_id, "n", "first")
+            for n in range(50):
+                host.tell(Delta(execution_id, "n", str(n)))
+            polls = gateway.handles["host-0"].polls
+            await until(lambda: gateway.handles["host-0"].polls >= polls + 2, "the feed has been read")
+            with pytest.raises(LaggedBehind):
+                async for item in stream:
+                    seen.append(item)
+            assert len(seen) <= 4 + 10
+
+    run(story())
