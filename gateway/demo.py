@@ -75,9 +75,9 @@ def run_demo() -> int:
 def _start(server: Server, report: Path, console: Console) -> str:
     definition = files("flows").joinpath("stdlib_report.yaml").read_bytes()
     server.post_text("/api/admin/flows", definition, "application/yaml")
-    accepted = server.start("stdlib-report", {"report": str(report)}, None)
+    accepted = server.start("stdlib_report", {"report": str(report)}, None)
     execution_id = str(accepted["execution_id"])
-    console.print("POST /v1/executions/stdlib-report/async")
+    console.print("POST /v1/executions/stdlib_report/async")
     console.print(f"  202  {execution_id}\n")
     return execution_id
 
