@@ -33,9 +33,12 @@ END_SECONDS = 60.0
 class LiveServer:
     """One data folder; the server over it may be started, stopped, killed and started again."""
 
+    module = "gateway.serve"
+
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.settings = settings
+        self.environment: dict[str, str] = {}
         self.url = ""
         self.first_key = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,11 +53,12 @@ class LiveServer:
             "HELIOGRAPH_PORT": "0",
             "HELIOGRAPH_DATA_DIR": str(self.folder),
             "PYTHONPATH": str(REPOSITORY),
+            **self.environment,
             **{f"HELIOGRAPH_{name.upper()}": value for name, value in (self.settings | settings).items()},
         }
         with self._output.open("wb") as output, self._errors.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.serve"],
+                [sys.executable, "-m", self.module],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

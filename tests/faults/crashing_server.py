@@ -1,0 +1,114 @@
+"""The server with crash points: the real one, put together with a store and wrappers that have them.
+
+Its environment names, beside the settings, the folder of the orders (`crash_points.KEY`) and where hosts
+live: `FAULT_HOSTS=local` keeps one in this process, so that a start takes a second instead of Ray's six and
+everything dies together; otherwise they are Ray's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import gateway.app
+import gateway.idempotency
+import gateway.serve
+import gateway.webhooks
+from gateway.hosts import Connect, connect_ray
+from gateway.settings import Settings
+from projections.runner import Runner
+from runtime.event_log import store_env
+from tests.faults import crash_points
+
+POINTS = crash_points.crash_points(os.environ[crash_points.KEY])
+
+LEASE_SECONDS = 1
+"""How long what a gateway reserved or claimed outlives it; the length is not what is tested."""
+
+
+def crashing_store_env(url: str, pool_size: int = 4) -> dict[str, str]:
+    env = store_env(url, pool_size)
+    if env["PERSISTENCE_MODULE"] != "projections.stores.sqlite":
+        return env
+    return env | {
+        "PERSISTENCE_MODULE": "tests.faults.crashing_store",
+        crash_points.KEY: os.environ[crash_points.KEY],
+    }
+
+
+def crashing_client(guard: Any) -> httpx.AsyncClient:
+    """The callbacks' client: a point before a request leaves, and one when its answer began."""
+
+    async def before(_: httpx.Request) -> None:
+        POINTS.reach("callback.before")
+
+    async def after(_: httpx.Response) -> None:
+        POINTS.reach("callback.after")
+
+    client = _vetted_client(guard)
+    client.event_hooks = {"request": [before], "response": [after]}
+    return client
+
+
+def crashing_app(settings: Settings, **options: Any) -> ASGIApp:
+    """The application: points before and after each acknowledgement and each piece of a stream."""
+    app = _create_app(settings, **options)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        point = "ack" if scope["method"] == "POST" else "piece" if "/stream" in scope["path"] else "read"
+        accepted = False
+
+        async def watched(message: Message) -> None:
+            nonlocal accepted
+            if message["type"] == "http.response.start":
+                accepted = message["status"] < 300
+            is_whole = message["type"] == "http.response.body" and (
+                point == "piece" or not message.get("more_body")
+            )
+            if accepted and message["type"] == "http.response.start":
+                POINTS.reach(f"{point}.before")
+            await send(message)
+            if accepted and is_whole:
+                POINTS.reach(f"{point}.after")
+
+        await app(scope, receive, watched)
+
+    return answer
+
+
+def with_projections(connect: Connect) -> Connect:
+    """Also follow the log into the tracked read models, whoever else may do so."""
+
+    async def connect_and_project(opened: Any, on_ready: Any) -> None:
+        Runner(opened.log, opened.store).start()
+        await connect(opened, on_ready)
+
+    return connect_and_project
+
+
+_vetted_client = gateway.webhooks.vetted_client
+_create_app = gateway.app.create_app
+
+
+def main() -> None:
+    gateway.app.store_env = crashing_store_env
+    gateway.webhooks.vetted_client = crashing_client
+    gateway.idempotency.LEASE_SECONDS = LEASE_SECONDS
+    gateway.webhooks.CLAIM_SECONDS = LEASE_SECONDS
+    setattr(gateway.serve, "create_app", crashing_app)  # noqa: B010 - any ASGI application will do for uvicorn
+    connect: Connect = connect_ray
+    if os.environ.get("FAULT_HOSTS") == "local":
+        from tests.faults.local_host import connect_local
+
+        connect = connect_local
+    gateway.serve.serve(Settings.from_env(os.environ), connect=with_projections(connect))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A real host without Ray: the gateway's client talks to it as to Ray's handle, in the same process.
+
+Python functions run in threads instead of workers. Everything else is what runs in production: mailbox,
+group commit, recovery, timers, feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import Any, cast
+
+import msgspec
+
+from actors.client import ExecutionClient, HostLink
+from actors.egress_transport import VettedClientFactory
+from actors.host import Host, HostConfig
+from actors.performer import Performer
+from actors.step_call import StepCall, StepOutcome
+from actors.supervision import Readiness
+from actors.worker_pool import WorkerPool
+from gateway.context import Gateway
+from runtime.blob_store import BlobStore
+from runtime.errors import Unavailable
+from runtime.ids import HostName
+
+
+class ThreadPool:
+    """Runs each function in a thread of this process."""
+
+    async def run(self, call: StepCall) -> StepOutcome:
+        module, _, name = call.function.partition(":")
+        function = getattr(import_module(module), name)
+        return StepOutcome(output=await asyncio.to_thread(function, **call.arguments), started=True)
+
+    async def close(self) -> None:
+        """Threads end with their functions."""
+
+
+class LocalHost(Host):
+    async def _start(self) -> None:
+        if self._started is None:
+            await super()._start()
+            self._performer = Performer(
+                cast(WorkerPool, ThreadPool()),
+                BlobStore(self.config.blob_url),
+                VettedClientFactory("127.0.0.1"),
+                self._files_root,
+                self.owner,
+            )
+
+
+class Method:
+    """What Ray makes of an actor's method."""
+
+    def __init__(self, method: Callable[..., Awaitable[Any]]) -> None:
+        self._method = method
+
+    def remote(self, *args: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._method(*args))
+
+
+class Handle:
+    def __init__(self, host: Host) -> None:
+        self.deliver = Method(host.deliver)
+        self.poll = Method(host.poll)
+
+
+class LocalRuntime:
+    def __init__(self, host: Host, link: HostLink) -> None:
+        self._host = host
+        self._link = link
+
+    def readiness(self) -> Readiness:
+        return Readiness(ray=True, hosts={str(self._link.name): self._link.is_reachable})
+
+    async def close(self) -> None:
+        self._link.close()
+        await self._host.close()
+
+
+async def connect_local(gateway: Gateway, on_ready: Callable[[], None]) -> None:
+    name = HostName("host-0")
+    config = HostConfig(
+        name=name,
+        store=gateway.store_env,
+        blob_url=gateway.settings.blobs_url,
+        running_max=gateway.settings.running_max,
+        queued_max=gateway.settings.queued_max,
+    )
+    host = LocalHost(msgspec.json.encode(config))
+    link = HostLink(name, Handle(host), "gateway")
+    link.open()
+    await link.wait_reachable()
+    client = ExecutionClient(gateway.log, gateway.blobs)
+    client.connect({name: link}, _no_dedicated)
+    gateway.client = client
+    gateway.runtime = LocalRuntime(host, link)
+    on_ready()
+
+
+async def _no_dedicated(execution_id: str) -> HostLink:
+    raise Unavailable(f"no place of its own for {execution_id} without Ray")
