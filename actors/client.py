@@ -189,7 +189,7 @@ class HostLink:
             _refuse(batch, f"host {self.name} could not record it in time")
         except RayError as error:
             self._reachable.clear()
-            log.warning("host unreachable, sending again", host=self.name, error=str(error)[:200])
+            log.warning("host unreachable, sending again", host=self.name, error=_reason(error))
             await asyncio.sleep(0.2)
             self._send_again(batch)
         except ValueError as error:
@@ -260,7 +260,7 @@ class HostLink:
                     batch = messages.decode_feed(await call)
             except (RayError, TimeoutError) as error:
                 self._reachable.clear()
-                log.warning("feed interrupted", host=self.name, error=str(error)[:200])
+                log.warning("feed interrupted", host=self.name, error=_reason(error))
                 self._lose()  # their executions may be going on elsewhere
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
@@ -439,6 +439,12 @@ class ExecutionClient:
 
     async def _page(self, execution_id: str, version: int) -> list[Recorded]:
         return await asyncio.to_thread(self._log.read, execution_id, version, PAGE_EVENTS_MAX)
+
+
+def _reason(error: BaseException) -> str:
+    """The line that says why: Ray puts it last, behind where it happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def _refuse(batch: Iterable[tuple[msgspec.Raw, "asyncio.Future[Answer]", float]], reason: str) -> None:

@@ -45,6 +45,9 @@ DEDICATED = "execution-"
 DEDICATED_MAX = 100
 """Hosts for single executions at once: each is a process of about 90 MB."""
 
+START_SECONDS_MAX = 60.0
+"""How long a dedicated host may take to start before it is given up."""
+
 INSPECT_SECONDS = 2.0
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Of a local cluster: payloads travel through the log and the blob store, not through Ray's."""
@@ -120,16 +123,27 @@ class Supervisor:
         for number in range(self._host_count()):
             await self._add_host(HostName(f"host-{number}"))
         self._client.connect(self._links, self._open_dedicated)
+        async with asyncio.TaskGroup() as group:
+            # A host may fail to start (its store is away): it is made anew before anything was ready.
+            group.create_task(self._announce(on_ready))
+            group.create_task(self._inspect_for_ever())
+
+    async def _announce(self, on_ready: Callable[[], None] | None) -> None:
         for link in tuple(self._links.values()):
             await link.wait_reachable()
         self._problem = ""
         if on_ready is not None:
             on_ready()
+
+    async def _inspect_for_ever(self) -> None:
         while True:
             try:
                 await self._inspect()
             except (DomainError, RayError) as error:
                 log.warning("inspection failed, trying again", error=str(error))
+            except Exception as error:
+                # A fault of ours: lost executions must find an heir all the same, at the next look.
+                log.error("inspection failed by a fault of ours, trying again", exc_info=error)
             await asyncio.sleep(INSPECT_SECONDS)
 
     def _start_ray(self) -> None:
@@ -220,8 +234,9 @@ class Supervisor:
                 continue
             self._renewed_at[name] = now
             handle = await asyncio.to_thread(self._create, name)
-            self._handles[name] = handle
-            self._links[name].reconnect(handle)
+            if handle != self._handles[name]:  # dropping our first handle to a living actor would end it
+                self._handles[name] = handle
+                self._links[name].reconnect(handle)
 
     async def _forget_ended(self, owners: Mapping[HostName, int], now: float) -> None:
         """Drop dedicated hosts that ended with their execution, and end those that outlived it."""
@@ -230,9 +245,10 @@ class Supervisor:
                 self._idle_since.pop(name, None)
                 continue
             idle_since = self._idle_since.setdefault(name, now)
+            patience = LOST_SECONDS if link.has_answered else START_SECONDS_MAX
             has_ended = link.has_answered and not link.is_reachable
-            if not has_ended and now - idle_since < LOST_SECONDS:
-                continue  # it may still be starting, with its execution on the way to it
+            if not has_ended and now - idle_since < patience:
+                continue  # its execution may still be on the way to it
             self._links.pop(name).close()
             handle = self._handles.pop(name)
             self._silent_since.pop(name, None)

@@ -1,7 +1,7 @@
 """The gateway's side without Ray: an outbox that repeats itself, followers that miss nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def one_host(folder: Path) -> AsyncIterator[tuple[Household, ScriptedHost, Gateway]]:
+async def one_host(folder: Path) -> AsyncGenerator[tuple[Household, ScriptedHost, Gateway]]:
     async with Household(folder) as home:
         home.publish(WAITING)
         host = home.host()
@@ -336,8 +336,7 @@ def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
             await home.recorded(execution_id, "node_waiting")
             stream = gateway.client.follow(execution_id, deltas=True)
             seen: list[Recorded | Delta] = [await anext(stream)]
-            for _ in range(3):
-                seen.append(await anext(stream))
+            seen.extend([await anext(stream) for _ in range(3)])
             waiting = asyncio.ensure_future(anext(stream))
             await until(lambda: host.is_watched(execution_id), "the follower watches")
             host.tell(Delta(execution_id, "n", "first"))
@@ -347,8 +346,7 @@ def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
             polls = gateway.handles["host-0"].polls
             await until(lambda: gateway.handles["host-0"].polls >= polls + 2, "the feed has been read")
             with pytest.raises(LaggedBehind):
-                async for item in stream:
-                    seen.append(item)
+                seen.extend([item async for item in stream])
             assert len(seen) <= 4 + 10
 
     run(story())
