@@ -22,7 +22,7 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +33,14 @@ from ray.actor import exit_actor
 
 from actors import messages
 from actors.children import Children, child_id
+from actors.egress_transport import VettedClientFactory
 from actors.execution_actor import ExecutionActor
 from actors.map_run import MapRun
 from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
 from actors.patience import until_available
-from actors.performer import Attempt, HttpClientFactory, Performer
+from actors.performer import Attempt, Performer
 from actors.plans import Plans
+from actors.recovery import Recovery
 from actors.step_call import StepOutcome
 from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
@@ -64,9 +66,6 @@ from runtime.state import ExecutionState, NodeState
 
 log = structlog.get_logger(__name__)
 
-RECOVERIES_AT_ONCE_MAX = 64
-"""Executions being read back at the same time; the others wait for a permit."""
-
 PASSIVATE_AFTER_SECONDS = 1.0
 """An execution that waits longer than this for its timer leaves memory."""
 
@@ -84,8 +83,9 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a host needs to know; travels as JSON.
 
     ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
-    place; beyond it a start is refused (``Overloaded``). ``dedicated``: lives for one execution and ends
-    with it.
+    place; beyond it a start is refused (``Overloaded``). ``egress_allow``: private networks and hosts that
+    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``dedicated``: lives for one execution
+    and ends with it.
     """
 
     name: str
@@ -94,6 +94,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     running_max: int = 1_000
     queued_max: int = 20_000
     files_root: str = ""
+    egress_allow: str = ""
     pool: PoolSettings = PoolSettings()
     dedicated: bool = False
 
@@ -101,12 +102,14 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Host:
     """Lives on one event loop, made by the first message."""
 
-    def __init__(self, config: bytes) -> None:
+    def __init__(
+        self, config: bytes, open_log: Callable[[Mapping[str, str]], EventLog] = EventLog.open
+    ) -> None:
         self.config = msgspec.json.decode(config, type=HostConfig)
         self.incarnation = uuid.uuid4().hex[:8]
         self.owner = f"{self.config.name}/{self.incarnation}"
         self._files_root = Path(self.config.files_root).resolve() if self.config.files_root else None
-        self._log = EventLog.open(self.config.store)
+        self._log = open_log(self.config.store)
         self._plans = Plans(self._log)
         self._watchers = Watchers(self.incarnation)
         self._actors: dict[str, ExecutionActor] = {}
@@ -115,6 +118,7 @@ class Host:
         self._admitted: set[str] = set()
         self._timers: dict[ExecutionActor, asyncio.TimerHandle] = {}
         self._wake_ups = WakeUps(self._log, HostName(self.config.name), self)
+        self._recovery = Recovery(self._log, HostName(self.config.name), self._wake_ups, self)
         self._children = Children(self._log, self._plans, self)
         self._crashes: dict[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -184,58 +188,38 @@ class Host:
         self._performer = Performer(
             WorkerPool(msgspec.structs.replace(self.config.pool, limits=limits)),
             BlobStore(self.config.blob_url),
-            HttpClientFactory(),
+            VettedClientFactory(self.config.egress_allow),
             self._files_root,
             self.owner,
         )
-        self._permits = asyncio.Semaphore(RECOVERIES_AT_ONCE_MAX)
-        self.spawn(self._recover(HostName(self.config.name)))
+        self.spawn(self._recover())
 
-    async def _recover(self, owner: HostName) -> None:
-        """Take over every open execution of ``owner``.
-
-        Our own former incarnation's waiting ones are left alone: their rows bear our name, so their
-        timers and messages still find us. Another host's are claimed, for theirs would find nobody.
-        """
-        waiting = owner != self.config.name
-        after = ""
-        while True:
-            page = await self._open_page(owner, after, waiting=waiting)
-            await asyncio.gather(*[await self._begin_recovery(execution_id) for execution_id in page])
-            if not page:
-                break
-            after = page[-1]
-        if self._state == "recovering":
-            log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=len(self._queue))
-            self._state = "running"
-            self._admit()
+    async def _recover(self) -> None:
+        await self._recovery.take_over(HostName(self.config.name))
+        log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=len(self._queue))
+        self._state = "running"
+        self._admit()
         await self._wake_ups.look()
+        await self._recovery.look_at_waiting()
 
-    async def _open_page(self, owner: HostName, after: str, *, waiting: bool) -> list[str]:
-        read = self._log.open_executions
-        return await until_available(
-            lambda: asyncio.to_thread(read, owner, after, waiting=waiting), "read the open executions"
-        )
+    async def _adopt(self, owner: HostName) -> None:
+        await self._recovery.take_over(owner)
+        await self._wake_ups.look()
 
     async def bring_back(self, execution_id: str) -> None:
         """Begin to read an execution back; waits only for a permit to do so."""
-        await self._begin_recovery(execution_id)
+        await self._recovery.bring_back(execution_id)
 
-    async def _begin_recovery(self, execution_id: str) -> asyncio.Task[None]:
-        await self._permits.acquire()
-        return self.spawn(self._recover_one(execution_id))
-
-    async def _recover_one(self, execution_id: str) -> None:
-        try:
-            await until_available(lambda: self.bring_here(execution_id), "read an execution back")
-        except (NotFound, InvalidTransition):
-            log.info("not recovered: ended meanwhile", execution=execution_id)
-        except DomainError as error:
-            if not self._wake_ups.is_unreadable(execution_id):
-                log.error("not recovered: can't be read", execution=execution_id, error=str(error))
-            self._wake_ups.note_unreadable(execution_id)
-        finally:
-            self._permits.release()
+    async def is_due(self, execution_id: str) -> bool:
+        """Whether a passivated execution has something to do that no timer or message will bring."""
+        state, _ = await self._read_back(execution_id)
+        if state is None or state.is_closed:
+            return False
+        plan = await self._plans.plan(
+            TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
+        )
+        due = scheduling.due_nodes(state, plan, self.now())
+        return due is not scheduling.NOTHING or scheduling.is_finished(state)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do ``work`` in the background until it is done or the host closes."""
@@ -269,7 +253,7 @@ class Host:
                 self._watchers.unwatch(message.gateway_id, message.execution_ids)
                 return Reply()
             case messages.Adopt():
-                self.spawn(self._recover(HostName(message.owner)))
+                self.spawn(self._adopt(HostName(message.owner)))
                 return Reply()
 
     async def _settled(self, answer: Awaitable[Answer]) -> Answer:
@@ -534,11 +518,7 @@ class Host:
     async def _reclaim(self, execution_id: str) -> None:
         state, _ = await self._read_back(execution_id)
         if state is not None and not state.is_closed and state.owner == self.owner:
-            await self._recover_here(execution_id)
-
-    async def _recover_here(self, execution_id: str) -> None:
-        await self._permits.acquire()
-        await self._recover_one(execution_id)
+            await self._recovery.bring_back(execution_id)
 
     async def _read_back(self, execution_id: str) -> tuple[ExecutionState | None, list[Recorded]]:
         recorded = await until_available(
@@ -560,7 +540,7 @@ class Host:
     async def _revive(self, execution_id: str, crashes: int) -> None:
         await asyncio.sleep(crashes * REVIVE_SECONDS)
         if crashes < CRASHES_MAX:
-            await self._recover_here(execution_id)
+            await self._recovery.bring_back(execution_id)
             return
         state, recorded = await self._read_back(execution_id)
         if state is None or state.is_closed or execution_id in self._actors:

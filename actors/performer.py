@@ -5,8 +5,9 @@ raised. Each effect is bounded: time by the step's timeout, size by the constant
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import httpx
 import msgspec
@@ -77,7 +78,7 @@ class Performer:
         self,
         pool: WorkerPool,
         blobs: BlobStore,
-        http: "HttpClientFactory",
+        http: Callable[[], httpx.AsyncClient],
         files_root: Path | None,
         where: str,
     ) -> None:
@@ -210,17 +211,6 @@ class Performer:
         await self._pool.close()
         if self._http is not None:
             await self._http.aclose()
-
-
-class HttpClientFactory:
-    """Makes the client of http_request nodes on first use: most hosts never need one."""
-
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-
-    def __call__(self) -> httpx.AsyncClient:
-        # The step's timeout bounds the whole attempt; httpx's own would cut a slow answer after 5 s.
-        return httpx.AsyncClient(follow_redirects=False, timeout=None, **self._options)
 
 
 def _decoded(body: bytes, response: httpx.Response) -> Json:

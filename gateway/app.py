@@ -166,17 +166,18 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         idempotency=Idempotency(store, settings.idempotency_hours),
         reads=Reads(store),
         metrics=metrics,
-        egress=_egress(settings),
+        egress=EgressGuard(_egress_rules("HELIOGRAPH_CALLBACK_ALLOW", settings.callback_allow)),
     )
+    _egress_rules("HELIOGRAPH_HTTP_ALLOW", settings.http_allow)  # the hosts read it; a fault is told here
     return gateway, first_key
 
 
-def _egress(settings: Settings) -> EgressGuard:
-    listed = ",".join(settings.callback_allow)
+def _egress_rules(key: str, entries: tuple[str, ...]) -> EgressRules:
+    listed = ",".join(entries)
     try:
-        return EgressGuard(EgressRules.parse(listed))
+        return EgressRules.parse(listed)
     except ValueError as error:
-        raise SettingFault("HELIOGRAPH_CALLBACK_ALLOW", listed, str(error)) from None
+        raise SettingFault(key, listed, str(error)) from None
 
 
 def _callbacks(gateway: Gateway) -> Callbacks:

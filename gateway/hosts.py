@@ -41,6 +41,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             running_max=settings.running_max,
             queued_max=settings.queued_max,
             files_root=settings.files_root,
+            egress_allow=",".join(settings.http_allow),
         ),
         gateway.log,
         client,

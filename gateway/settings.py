@@ -81,6 +81,9 @@ class Settings:
     idempotency_hours: float = _setting(24.0, "how long an Idempotency-Key is remembered", least=0.001)
 
     ability_auth_failure_status: int = _setting(401, "status of a bad key under /api/ability: 401 or 403")
+    http_allow: tuple[str, ...] = _setting(
+        (), "networks or hosts http_request nodes may reach though private, comma-separated"
+    )
     callback_allow: tuple[str, ...] = _setting(
         (), "networks or hosts callbacks may reach though private, comma-separated"
     )

@@ -14,11 +14,8 @@ import msgspec
 import uuid_utils
 
 from actors import messages
-from actors.children import Children
 from actors.host import Host, HostConfig
 from actors.messages import Answer, ExternalCommand, HostStatus, Refusal, Reply, Send, Start
-from actors.plans import Plans
-from actors.wake_ups import WakeUps
 from runtime import commands, events
 from runtime.administration import fold_flow
 from runtime.errors import Unavailable
@@ -26,7 +23,7 @@ from runtime.event_log import Append, Chain, EventLog, Outcome, Recorded, store_
 from runtime.events import Event
 from runtime.execution import fold
 from runtime.flow import parse_flow
-from runtime.ids import SECOND, FlowId, HostName, Micros, NodeId, TenantId, flow_stream
+from runtime.ids import SECOND, FlowId, Micros, NodeId, TenantId, flow_stream
 from runtime.state import ExecutionState, NodeState
 from runtime.verification import Report, pages, verify
 
@@ -78,18 +75,10 @@ class ScriptedHost(Host):
     """A host whose clock, dice and log belong to the test."""
 
     def __init__(self, config: HostConfig) -> None:
-        super().__init__(msgspec.json.encode(config))
-        self._log.close()
-        self.log = cast("GatedLog", GatedLog.open(config.store))
-        self._adopt_log(self.log)
+        super().__init__(msgspec.json.encode(config), GatedLog.open)
+        self.log = cast("GatedLog", self._log)
         self.later_micros = 0
         self.dice = 0.5
-
-    def _adopt_log(self, log: EventLog) -> None:
-        self._log = log
-        self._plans = Plans(log)
-        self._wake_ups = WakeUps(log, HostName(self.config.name), self)
-        self._children = Children(log, self._plans, self)
 
     def now(self) -> Micros:
         return Micros(super().now() + self.later_micros)
@@ -161,7 +150,13 @@ class Household:
 
     def host(self, name: str = "host-0", **config: Any) -> ScriptedHost:
         host = ScriptedHost(
-            HostConfig(name=name, store=self.env, blob_url=f"file://{self.folder}/blobs", **config)
+            HostConfig(
+                name=name,
+                store=self.env,
+                blob_url=f"file://{self.folder}/blobs",
+                egress_allow="127.0.0.1",
+                **config,
+            )
         )
         self.hosts.append(host)
         return host

@@ -131,7 +131,7 @@ def test_fail_on_status_is_the_nodes_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "error"),
-    [("http://host:port/x", "InvalidURL"), ("http://127.0.0.1:1/", "ConnectError")],
+    [("http://host:port/x", "InvalidURL"), ("http://127.0.0.1:1025/", "ConnectError")],
 )
 def test_a_url_that_leads_nowhere_fails_the_node(tmp_path: Path, url: str, error: str) -> None:
     async def story() -> None:

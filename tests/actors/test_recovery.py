@@ -448,3 +448,41 @@ def test_a_host_takes_back_what_the_log_says_is_its_own(tmp_path: Path) -> None:
             home.verified()
 
     run(story())
+
+
+STRANDED = """
+heliograph: 1
+id: stranded
+nodes:
+  - {id: gate, kind: wait_for_signal, signal: never}
+  - {id: first, kind: sleep, seconds: 0.01}
+  - {id: second, kind: template, template: "after the nap", needs: [first]}
+"""
+
+
+def test_a_node_that_was_due_when_the_rest_waited_is_started_after_a_crash(tmp_path: Path) -> None:
+    """The row says waiting, and neither a timer nor a message would ever come for the node."""
+
+    async def story() -> None:
+        async with Household(tmp_path / "before") as before:
+            before.publish(STRANDED)
+            execution_id = await start(before, before.host(), "stranded")
+            await before.recorded(execution_id, "node_completed", 2)
+            whole = before.all_events()
+        cut = next(
+            index
+            for index, recorded in enumerate(whole)
+            if recorded.topic == "execution.node_started" and b'"second"' in recorded.data
+        )
+        async with Household(tmp_path / "after") as after:
+            copy_prefix(whole[:cut], after)
+            after.versions.update(before.versions)
+            assert after.state(execution_id).status == "waiting"
+            host = after.host()
+            await status(host)
+            await after.recorded(execution_id, "node_completed", 2)
+            assert after.node(execution_id, "second").output == "after the nap"
+            assert after.state(execution_id).status == "waiting"
+            after.verified(settled=False)
+
+    run(story())
