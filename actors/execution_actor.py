@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import msgspec
 
 from actors.messages import Reply
+from actors.scope import ScopeBuilder
 from actors.step_call import StepOutcome
 from actors.writer import Committed
 from runtime import commands, events, scheduling
@@ -42,8 +43,6 @@ ERROR_MESSAGE_CHARS_MAX = 2_000
 STOP_SECONDS_MAX = 15.0
 """How long running nodes get to stop after an accepted cancellation (gateway rule G7), killing included."""
 
-LOADED_BYTES_MAX = 16 * 1024 * 1024
-"""Large outputs kept at hand for later nodes; beyond it those read longest ago are dropped."""
 
 FLOW = NodeId("#flow")
 CANCELLATION = NodeId("#cancellation")
@@ -83,7 +82,7 @@ class ExecutionActor:
         self._decided: list[Event] = []
         self._committed: Committed | None = None
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
-        self._loaded: dict[str, tuple[int, Json]] = {}
+        self._scopes = ScopeBuilder()
         self._candidates: dict[NodeId, None] | None = None
         self._advancing = False
         self._continues = False
@@ -276,17 +275,15 @@ class ExecutionActor:
 
     def _awaits_input(self) -> bool:
         """Whether a large input must be loaded first; begins to load it."""
-        ref = self.state.input_ref
-        if ref is None or ref.sha256 in self._loaded:
-            return False
-        if FLOW not in self._tasks:
-            self._spawn(FLOW, self._load, (ref,))
-        return True
+        missing = self._scopes.missing(self.state, ())
+        if missing and FLOW not in self._tasks:
+            self._spawn(FLOW, self._load, missing)
+        return bool(missing)
 
     def _begin(self, node_id: NodeId) -> None:
         """Start one attempt of a node: its condition, its pure part, and what that asks for."""
         step = self.plan.steps[node_id]
-        missing = self._missing(step.reads)
+        missing = self._scopes.missing(self.state, step.reads)
         if missing:
             self._spawn(node_id, self._load, missing)
             return
@@ -357,13 +354,13 @@ class ExecutionActor:
                 self._spawn(node_id, self._perform, step, attempt, action)
 
     def _finish(self) -> None:
-        missing = self._missing(self.plan.output_reads)
+        missing = self._scopes.missing(self.state, self.plan.output_reads)
         if missing:
             self._spawn(FLOW, self._load, missing)
             return
         now = self._shell.now()
         try:
-            output = self.plan.output(self._scope_of(self.plan.output_reads, {}))
+            output = self.plan.output(self._scopes.build(self.state, self.plan.output_reads, {}))
         except Exception as error:  # noqa: BLE001 - expressions may raise anything
             self._decide(commands.Fail(at=now, error=step_error(error)))
             return
@@ -376,32 +373,8 @@ class ExecutionActor:
 
     def scope(self, step: Step, attempt: int) -> dict[str, Any]:
         """The scope of one attempt (see ``plan.Scope``); referenced large outputs must be loaded."""
-        execution = {
-            "id": self.state.execution_id,
-            "flow": self.state.flow_id,
-            "attempt": attempt,
-            "key": self.idempotency_key(step.node_id, attempt),
-        }
-        return self._scope_of(step.reads, execution)
-
-    def _scope_of(self, reads: tuple[NodeId, ...], execution: dict[str, Any]) -> dict[str, Any]:
-        ref = self.state.input_ref
-        return {
-            "inputs": self._with_files(self.state.input if ref is None else self._loaded[ref.sha256][1]),
-            "nodes": {node_id: self._output(node_id) for node_id in reads},
-            "execution": execution or {"id": self.state.execution_id, "flow": self.state.flow_id},
-        }
-
-    def _with_files(self, inputs: Json) -> Json:
-        if not self.state.files:
-            return inputs
-        return {**inputs, "$files": msgspec.to_builtins(self.state.files)}
-
-    def _output(self, node_id: NodeId) -> Json:
-        node = self.state.nodes.get(node_id)
-        if node is None:
-            return None
-        return node.output if node.output_ref is None else self._loaded[node.output_ref.sha256][1]
+        key = self.idempotency_key(step.node_id, attempt)
+        return self._scopes.build(self.state, step.reads, {"attempt": attempt, "key": key})
 
     def draw(self) -> float:
         """A random number in [0, 1) from the host."""
@@ -410,37 +383,21 @@ class ExecutionActor:
     def idempotency_key(self, node_id: NodeId, attempt: int) -> str:
         return f"{self.state.execution_id}:{node_id}:{attempt}"
 
-    def _missing(self, reads: tuple[NodeId, ...]) -> tuple[BlobRef, ...]:
-        refs = (self.state.nodes[n].output_ref for n in reads if n in self.state.nodes)
-        return tuple(ref for ref in refs if ref is not None and ref.sha256 not in self._loaded)
-
     async def _load(self, refs: tuple[BlobRef, ...]) -> None:
-        """Bring large outputs into memory; what needed them is due again afterwards."""
+        """Bring large values into memory; what needed them is due again afterwards."""
         try:
             for ref in refs:
-                self._loaded[ref.sha256] = (ref.size, await self._shell.load(ref))
+                self._scopes.keep(ref, await self._shell.load(ref))
         except (DomainError, ValueError) as error:
             self._fail(error)
             return
-        self._drop_unread({ref.sha256 for ref in refs})
+        reading = [self.plan.steps[node_id].reads for node_id in self._tasks if node_id in self.plan.steps]
+        read = [self.state.nodes.get(node_id) for names in reading for node_id in names]
+        outputs = [node.output_ref for node in read if node is not None]
+        self._scopes.drop_unread((*refs, *outputs, self.state.input_ref))
         # due_nodes does not name the attempts that a recovery makes again.
         self._orphans_wait = True
         self._candidates = None
-
-    def _drop_unread(self, wanted: set[str]) -> None:
-        excess = sum(size for size, _ in self._loaded.values()) - LOADED_BYTES_MAX
-        if excess <= 0:
-            return
-        reads = [self.plan.steps[node_id].reads for node_id in self._tasks if node_id in self.plan.steps]
-        for node_id in (read for names in reads for read in names):
-            node = self.state.nodes.get(node_id)
-            if node is not None and node.output_ref is not None:
-                wanted.add(node.output_ref.sha256)
-        if self.state.input_ref is not None:
-            wanted.add(self.state.input_ref.sha256)
-        for sha256 in [known for known in self._loaded if known not in wanted]:
-            if excess > 0:
-                excess -= self._loaded.pop(sha256)[0]
 
     # --- tasks ------------------------------------------------------------------------------------------
 

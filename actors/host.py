@@ -8,9 +8,7 @@
                                               passivated (only its row and its events remain)
 
 The host alone moves these. ``admitted`` executions are bounded (``running_max``); those that wait for a
-timer or a signal leave memory and give their place back. The bound is on beginning: an execution that
-was begun before (a timer came due, a signal arrived, a recovery) goes on at once, and so does a child,
-whose parent holds a place already; both count, so new ones wait the longer. After a crash Ray starts the
+timer or a signal leave memory and give their place back (see ``admission``). After a crash Ray starts the
 process again; its new incarnation takes over what the old one owned, so a late write of the old one
 conflicts.
 
@@ -21,7 +19,6 @@ import asyncio
 import random
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +29,7 @@ import structlog
 from ray.actor import exit_actor
 
 from actors import messages
+from actors.admission import Admission
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
 from actors.execution_actor import ExecutionActor
@@ -114,8 +112,7 @@ class Host:
         self._watchers = Watchers(self.incarnation)
         self._actors: dict[str, ExecutionActor] = {}
         self._activations: dict[str, asyncio.Task[ExecutionActor]] = {}
-        self._queue: OrderedDict[str, None] = OrderedDict()
-        self._admitted: set[str] = set()
+        self._admission = Admission(self.config.running_max, self.config.queued_max, self._admit)
         self._timers: dict[ExecutionActor, asyncio.TimerHandle] = {}
         self._wake_ups = WakeUps(self._log, HostName(self.config.name), self)
         self._recovery = Recovery(self._log, HostName(self.config.name), self._wake_ups, self)
@@ -151,8 +148,8 @@ class Host:
             incarnation=self.incarnation,
             state="running" if self._state == "running" else "recovering",
             in_memory=len(self._actors),
-            queued=len(self._queue),
-            admitted=len(self._admitted),
+            queued=self._admission.queued,
+            admitted=self._admission.admitted,
         )
         return messages.encode(status)
 
@@ -196,9 +193,9 @@ class Host:
 
     async def _recover(self) -> None:
         await self._recovery.take_over(HostName(self.config.name))
-        log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=len(self._queue))
+        log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=self._admission.queued)
         self._state = "running"
-        self._admit()
+        self._admission.open()
         await self._wake_ups.look()
         await self._recovery.look_at_waiting()
 
@@ -269,7 +266,7 @@ class Host:
         actor = self._actors.get(command.execution_id)
         if actor is not None:
             return self._accepted(actor)
-        if self._is_full():
+        if self._admission.is_full:
             return _overloaded()
         plan = self._plans.known(
             TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
@@ -287,7 +284,7 @@ class Host:
             await asyncio.wait([activation])
         actor = self._actors.get(command.execution_id)
         if actor is None:
-            if self._is_full() and not command.parent_id:
+            if self._admission.is_full and not command.parent_id:
                 return _overloaded()
             actor = self._begin(command, plan)
         return await self._accepted(actor)
@@ -295,10 +292,6 @@ class Host:
     async def start_child(self, command: commands.StartExecution) -> Answer:
         """Start an execution whose parent lives here; it begins at once (see the top of this file)."""
         return await self._settled(self._load_plan_and_start(command))
-
-    def _is_full(self) -> bool:
-        has_place = self._state != "recovering" and len(self._admitted) < self.config.running_max
-        return not has_place and len(self._queue) >= self.config.queued_max
 
     def _begin(self, command: commands.StartExecution, plan: Plan) -> ExecutionActor:
         started = execution.start(msgspec.structs.replace(command, owner=self.owner), plan)
@@ -424,7 +417,7 @@ class Host:
         actor = ExecutionActor(self, plan, state, Chain(recorded[-1].hash()))
         self._actors[execution_id] = actor
         if state.started_at is not None:
-            self._admitted.add(execution_id)
+            self._admission.take_place(execution_id)
         actor.resume()
         if state.started_at is None and not (actor.is_stopped or actor.state.is_closed):
             self._enqueue(actor)
@@ -432,40 +425,25 @@ class Host:
 
     def _enqueue(self, actor: ExecutionActor) -> None:
         if actor.state.parent_id:
-            self._admit_one(actor)
+            self._admit(actor.state.execution_id)
+        else:
+            self._admission.enqueue(actor.state.execution_id)
+
+    def _admit(self, execution_id: str) -> None:
+        actor = self._actors.get(execution_id)
+        if actor is None or actor.state.is_closed or actor.state.cancel_requested_at is not None:
             return
-        self._queue[actor.state.execution_id] = None
-        self._admit()
-
-    def _admit(self) -> None:
-        if self._state == "recovering":
-            return  # those that had begun come first, then the queue in its order
-        while self._queue and len(self._admitted) < self.config.running_max:
-            execution_id, _ = self._queue.popitem(last=False)
-            actor = self._actors.get(execution_id)
-            if actor is None or actor.state.is_closed or actor.state.cancel_requested_at is not None:
-                continue
-            self._admit_one(actor)
-
-    def _admit_one(self, actor: ExecutionActor) -> None:
-        self._admitted.add(actor.state.execution_id)
+        self._admission.take_place(execution_id)
         try:
             actor.receive(commands.Admit(at=self.now()))
         except Unavailable:
-            log.warning("crashed while being admitted", execution=actor.state.execution_id)
-
-    def _release(self, execution_id: str) -> None:
-        self._queue.pop(execution_id, None)
-        if execution_id in self._admitted:
-            self._admitted.discard(execution_id)
-            if self._queue:
-                asyncio.get_running_loop().call_soon(self._admit)
+            log.warning("crashed while being admitted", execution=execution_id)
 
     def _remove(self, actor: ExecutionActor) -> None:
         execution_id = actor.state.execution_id
         if self._actors.get(execution_id) is actor:
             del self._actors[execution_id]
-            self._release(execution_id)
+            self._admission.release(execution_id)
         timer = self._timers.pop(actor, None)
         if timer is not None:
             timer.cancel()

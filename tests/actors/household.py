@@ -102,7 +102,7 @@ class ScriptedHost(Host):
         return self._actors[execution_id].state
 
     def places_taken(self) -> int:
-        return len(self._admitted)
+        return self._admission.admitted
 
     def tell(self, delta: messages.Delta) -> None:
         self._watchers.delta(delta)

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors import execution_actor, performer
+from actors import execution_actor, performer, scope
 from actors import host as host_module
 from actors.messages import Refusal, Reply, Send
 from runtime import commands, events
@@ -354,7 +354,7 @@ def test_a_large_answer_and_a_missing_blob_are_told_apart(tmp_path: Path) -> Non
 def test_loaded_values_beyond_the_bound_are_dropped_and_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution_actor, "LOADED_BYTES_MAX", 50_000)
+    monkeypatch.setattr(scope, "LOADED_BYTES_MAX", 50_000)
     nodes = [f"  - {{id: w{i}, kind: template, template: \"{{{{ '{i}' * 40000 }}}}\"}}" for i in range(4)]
     reads = " ~ ".join(f"nodes.w{i}[0]" for i in range(4))
     flow = "\n".join(

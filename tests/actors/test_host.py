@@ -237,8 +237,13 @@ def test_a_long_chain_lets_others_have_their_turn(tmp_path: Path) -> None:
             home.publish(GREETING)
             host = home.host()
             await start(home, host, "greeting", input={"who": "warm"})
-            long = await start(home, host, "chain")
-            short = await start(home, host, "greeting", input={"who": "you"})
+            await start(home, host, "chain")  # its plan is at hand from here on
+            long, short = new_id(), new_id()
+            both = [
+                start_message(home, "chain", long),
+                start_message(home, "greeting", short, input={"who": "you"}),
+            ]
+            await answers(host, both)  # in one batch, so that neither begins before the other is there
             await home.ended(short)
             await home.ended(long)
             ends = [one.originator_id for one in home.all_events() if one.topic == "execution.completed"]
