@@ -237,7 +237,7 @@ def test_a_long_chain_lets_others_have_their_turn(tmp_path: Path) -> None:
             home.publish(GREETING)
             host = home.host()
             await start(home, host, "greeting", input={"who": "warm"})
-            await start(home, host, "chain")  # its plan is at hand from here on
+            await home.ended(await start(home, host, "chain"))  # its plan is at hand from here on
             long, short = new_id(), new_id()
             both = [
                 start_message(home, "chain", long),
