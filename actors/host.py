@@ -39,12 +39,13 @@ from actors.patience import until_available
 from actors.performer import Attempt, Performer
 from actors.plans import Plans
 from actors.recovery import Recovery
+from actors.repeats import first_answer, is_repeated_cancel
 from actors.step_call import StepOutcome
 from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
 from actors.worker_pool import PoolSettings, WorkerPool
 from actors.writer import Committed, GroupCommitWriter
-from runtime import commands, events, execution, scheduling
+from runtime import commands, execution, scheduling
 from runtime.blob_store import BlobStore
 from runtime.errors import (
     Conflict,
@@ -317,7 +318,7 @@ class Host:
 
     def _send(self, message: Send) -> "Answer | Awaitable[Answer]":
         actor = self._actors.get(message.execution_id)
-        if actor is None or _is_repeated_cancel(actor.state, message.command):
+        if actor is None or is_repeated_cancel(actor.state, message.command):
             return asyncio.ensure_future(self._find_and_send(message))
         try:
             reply = actor.receive(message.command)
@@ -342,7 +343,7 @@ class Host:
                 actor = await self._activate(message.execution_id)
             except InvalidTransition:
                 return await self._answer_again(message)
-            if _is_repeated_cancel(actor.state, message.command):
+            if is_repeated_cancel(actor.state, message.command):
                 await actor.durable()
                 return await self._answer_again(message)
             if actor.is_stopped:
@@ -360,8 +361,8 @@ class Host:
         if state is None:
             raise NotFound("execution not found")
         command = message.command
-        if _is_repeated_cancel(state, command):
-            return _first_answer(recorded, command.cause)
+        if is_repeated_cancel(state, command):
+            return first_answer(recorded, command.cause)
         plan = await self._plans.plan(
             TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
         )
@@ -587,25 +588,6 @@ class Host:
 
 def _overloaded() -> Refusal:
     return messages.refusal_of(Overloaded("too many executions are waiting to start", 5))
-
-
-def _is_repeated_cancel(state: ExecutionState, command: commands.Command) -> bool:
-    """The very cancellation that was accepted, sent again because its answer was lost."""
-    return (
-        isinstance(command, commands.RequestCancel)
-        and command.cause != ""
-        and command.cause == state.cancel_cause
-    )
-
-
-def _first_answer(recorded: Iterable[Recorded], cause: str) -> Reply:
-    """What the accepted cancellation with this cause was answered."""
-    for one in recorded:
-        if one.topic == events.CancellationRequested.TOPIC:
-            event = one.event()
-            if isinstance(event, events.CancellationRequested) and event.cause == cause:
-                return Reply(previous_status=event.previous_status, version=event.originator_version)
-    raise Diverged(f"the cancellation caused by {cause} is not in the log")
 
 
 ExecutionHost = ray.remote(Host)
