@@ -41,6 +41,7 @@ from actors.plans import Plans
 from actors.recovery import Recovery
 from actors.repeats import first_answer, is_repeated_cancel
 from actors.step_call import StepOutcome
+from actors.structured_logs import configure_host
 from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
 from actors.worker_pool import PoolSettings, WorkerPool
@@ -83,8 +84,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
     place; beyond it a start is refused (``Overloaded``). ``egress_allow``: private networks and hosts that
-    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``dedicated``: lives for one execution
-    and ends with it.
+    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``log_file``: empty leaves logging as it
+    is. ``dedicated``: lives for one execution and ends with it.
     """
 
     name: str
@@ -94,6 +95,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     queued_max: int = 20_000
     files_root: str = ""
     egress_allow: str = ""
+    log_file: str = ""
+    log_level: str = "info"
     pool: PoolSettings = PoolSettings()
     dedicated: bool = False
 
@@ -105,6 +108,8 @@ class Host:
         self, config: bytes, open_log: Callable[[Mapping[str, str]], EventLog] = EventLog.open
     ) -> None:
         self.config = msgspec.json.decode(config, type=HostConfig)
+        if self.config.log_file:
+            configure_host(self.config.log_file, self.config.log_level)
         self.incarnation = uuid.uuid4().hex[:8]
         self.owner = f"{self.config.name}/{self.incarnation}"
         self._files_root = Path(self.config.files_root).resolve() if self.config.files_root else None

@@ -184,6 +184,13 @@ class Supervisor:
                 self._client.connect(self._links, self._open_dedicated)
             return link
 
+    def _log_file(self, name: HostName) -> str:
+        """In the folder the configuration names; dedicated hosts share one, for there may be thousands."""
+        folder = self._host.log_file
+        if folder in ("", "-"):
+            return folder
+        return os.path.join(folder, f"{'dedicated' if is_dedicated(name) else name}.log")
+
     async def _add_host(self, name: HostName) -> HostLink:
         handle = await asyncio.to_thread(self._create, name)
         link = HostLink(name, handle, self._gateway_id)
@@ -193,7 +200,9 @@ class Supervisor:
         return link
 
     def _create(self, name: HostName) -> Any:
-        config = msgspec.structs.replace(self._host, name=name, dedicated=is_dedicated(name))
+        config = msgspec.structs.replace(
+            self._host, name=name, dedicated=is_dedicated(name), log_file=self._log_file(name)
+        )
         return _create_host(config, detached=bool(self._settings.address))
 
     async def _inspect(self) -> None:

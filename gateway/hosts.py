@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
@@ -42,6 +43,11 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             queued_max=settings.queued_max,
             files_root=settings.files_root,
             egress_allow=",".join(settings.http_allow),
+            # A cluster's hosts may live on other machines: there Ray keeps their logs.
+            log_file="-"
+            if settings.ray_address
+            else os.path.join(os.path.abspath(settings.data_dir), "logs"),
+            log_level=settings.log_level,
         ),
         gateway.log,
         client,

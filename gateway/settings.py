@@ -103,6 +103,11 @@ class Settings:
     def blobs_url(self) -> str:
         return self.blobs or str(Path(self.data_dir).absolute() / "blobs")
 
+    @property
+    def host_logs(self) -> str:
+        """The folder hosts write their logs into; on a cluster ``-``, for Ray keeps them on each machine."""
+        return "-" if self.ray_address else str(Path(self.data_dir).absolute() / "logs")
+
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Settings from `HELIOGRAPH_*`; a key that is absent or empty keeps its default.

@@ -9,51 +9,20 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
 from starlette.types import ASGIApp, Scope
 
+from actors import structured_logs
 from gateway.settings import SettingFault, Settings
-
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure_logging(settings: Settings) -> None:
     """Send structlog's records and the standard library's to standard error, in one format."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: Any
-    if settings.log_format == "json":
-        shared.append(structlog.processors.format_exc_info)
-        last = structlog.processors.JSONRenderer()
-    else:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[settings.log_level])
-    # One line for each request or frame, from libraries: not even on debug.
-    for name in ("uvicorn.access", "sse_starlette", "asyncio", "httpx", "httpcore", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, _LEVELS[settings.log_level]))
+    form = "json" if settings.log_format == "json" else "text"
+    structured_logs.configure(logging.StreamHandler(sys.stderr), settings.log_level, form)
+    level = logging.getLogger().level
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, level))
+    # Ray tells every driver that threads get no signals; it is no fault of anybody's.
+    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def traces_wanted(env: Mapping[str, str]) -> bool:

@@ -156,6 +156,7 @@ ROOMS: Mapping[str, Room] = {
         refused=frozenset({"ray", "sqlite3", "psycopg", "psycopg_pool"}),
         exceptions={
             # The composition root of the hosts: the one place that starts what the client talks to.
+            "gateway.telemetry": frozenset({"actors.structured_logs"}),
             "gateway.hosts": frozenset({"actors.host", "actors.ray_settings", "actors.supervision"}),
         },
     ),
