@@ -3,7 +3,7 @@
 One row for each tenant, method, path and key. Its states, and who moves it:
 
     (none) --reserve--> reserved --accept--> accepted       the request that came first
-    reserved --release--> (none)                            it ended with 429 or 5xx: nothing is kept
+    reserved --release--> (none)                            it ended with 429 or 5xx and was the first to try
     reserved --take over--> reserved                        a retry, once the holder is gone or slow
 
 A reserved row holds the execution id already, and starting an id that exists is harmless; so when a
@@ -65,13 +65,15 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 class Reservation(NamedTuple):
     """``answer`` is set when the request was accepted before: give it again.
 
-    ``execution_id``: the id the request must start, or has started.
+    ``execution_id``: the id the request must start, or has started. ``is_fresh``: no earlier request had it,
+    so if this one started nothing, nothing was started.
     """
 
     scope: str
     key: str
     execution_id: str
     answer: KeptAnswer | None = None
+    is_fresh: bool = False
 
 
 class _Row(NamedTuple):
@@ -167,10 +169,11 @@ class Idempotency:
                 problem = as_problem(error)
                 status, body = call.envelope.word(problem)
                 if status == 429 or status >= 500:
-                    # After Unavailable the start may have happened: the row keeps its id for the retry.
+                    # After Unavailable the start may have happened, and before a row is taken over too: the
+                    # row keeps its id for the retry.
                     maybe_started = isinstance(error, Unavailable) or problem.code == "internal"
                     settled = True
-                    await self.release(reservation, forget=not maybe_started)
+                    await self.release(reservation, forget=reservation.is_fresh and not maybe_started)
                     raise
                 headers = problem_headers(call.envelope, problem, status, len(body))
                 pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
@@ -195,7 +198,7 @@ class Idempotency:
                 (scope, key, digest, fresh, self._holder, at, at + self._kept_micros),
             )
             if inserted:
-                return Reservation(scope, key, fresh)
+                return Reservation(scope, key, fresh, is_fresh=True)
             row = self._row(scope, key)
             if row is None:
                 continue

@@ -30,6 +30,23 @@ def test_a_start_whose_outcome_is_unknown_is_repeated_with_the_same_id() -> None
     asyncio.run(scenario())
 
 
+def test_a_refused_repeat_does_not_forget_what_an_earlier_one_may_have_started() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            app.host.fault, app.host.fault_before_record = Unavailable("the answer was lost"), False
+            assert (await app.client.post(URL, headers=HEADERS)).status_code == 503
+            app.host.fault, app.host.fault_before_record = Overloaded("queue full", 4), True
+            assert (await app.client.post(URL, headers=HEADERS)).status_code == 503
+            client, app.gateway.client = app.gateway.client, None  # as right after a restart
+            assert (await app.client.post(URL, headers=HEADERS)).status_code == 503
+            app.gateway.client = client
+            accepted = await app.client.post(URL, headers=HEADERS)
+            assert accepted.status_code == 202
+            assert set(app.host.started) == {accepted.json()["execution_id"]}
+
+    asyncio.run(scenario())
+
+
 def test_an_overload_keeps_nothing_and_the_retry_is_accepted() -> None:
     async def scenario() -> None:
         async with running() as app:
