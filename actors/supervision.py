@@ -46,7 +46,7 @@ DEDICATED_MAX = 100
 """Hosts for single executions at once: each is a process of about 90 MB."""
 
 START_SECONDS_MAX = 60.0
-"""How long a dedicated host may take to start before it is given up."""
+"""How long a dedicated host may take to start, or to come back, before it is given up."""
 
 INSPECT_SECONDS = 2.0
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
@@ -223,7 +223,9 @@ class Supervisor:
         heirs = itertools.cycle(pooled)
         for owner in owners:
             silent_since = self._silent_since.get(owner)
-            if owner in self._links and (silent_since is None or now - silent_since < LOST_SECONDS):
+            # A dedicated host has what its execution needs, and is rather waited for than replaced.
+            patience = START_SECONDS_MAX if is_dedicated(owner) else LOST_SECONDS
+            if owner in self._links and (silent_since is None or now - silent_since < patience):
                 continue
             if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
                 continue
@@ -254,9 +256,8 @@ class Supervisor:
                 self._idle_since.pop(name, None)
                 continue
             idle_since = self._idle_since.setdefault(name, now)
-            patience = LOST_SECONDS if link.has_answered else START_SECONDS_MAX
             has_ended = link.has_answered and not link.is_reachable
-            if not has_ended and now - idle_since < patience:
+            if not has_ended and now - idle_since < START_SECONDS_MAX:
                 continue  # its execution may still be on the way to it
             self._links.pop(name).close()
             handle = self._handles.pop(name)
