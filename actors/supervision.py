@@ -14,6 +14,7 @@ with a token of its own, and joining a cluster without it is refused (DESIGN 5).
 import asyncio
 import ipaddress
 import itertools
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -156,6 +157,8 @@ class Supervisor:
             )
             return
         options: dict[str, Any] = {"_temp_dir": settings.temp_dir} if settings.temp_dir else {}
+        # It warns every driver that threads get no signals, and there is nothing anybody could do about it.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(
             num_cpus=settings.cpus or len(os.sched_getaffinity(0)),
             namespace=NAMESPACE,

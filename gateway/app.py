@@ -19,7 +19,7 @@ import structlog
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.egress import EgressGuard, EgressRules
 from gateway import health, openapi, telemetry
@@ -80,6 +80,13 @@ class GatewayApp(FastAPI):
         self.dialects = dialects
         self.metrics = metrics
         self._traced = traced
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # FastAPI's own way to its stack reads the environment twice a request, for telemetry of its own.
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         # FastAPI's routes need this one layer of its usual stack; the chassis does what the others would.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
 from actors.ray_settings import RaySettings, prepare_environment
 from gateway.context import Gateway
+
+GRACE_SECONDS = 10.0
+"""What a running function gets to stop in after a cancellation, before it is killed (gateway rule G7)."""
 
 Connect = Callable[[Gateway, Callable[[], None]], Awaitable[None]]
 """Sets `client` and `runtime` of the gateway and begins to start what they need; the second argument is
@@ -30,7 +32,9 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     await asyncio.to_thread(import_module, "actors.supervision")
     from actors.client import ExecutionClient
     from actors.host import HostConfig
+    from actors.step_call import WorkerLimits
     from actors.supervision import Supervisor
+    from actors.worker_pool import PoolSettings
 
     client = ExecutionClient(gateway.log, gateway.blobs)
     supervisor = Supervisor(
@@ -43,10 +47,14 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             queued_max=settings.queued_max,
             files_root=settings.files_root,
             egress_allow=",".join(settings.http_allow),
-            # A cluster's hosts may live on other machines: there Ray keeps their logs.
-            log_file="-"
-            if settings.ray_address
-            else os.path.join(os.path.abspath(settings.data_dir), "logs"),
+            pool=PoolSettings(
+                workers_max=settings.workers_max,
+                limits=WorkerLimits(
+                    memory_max_mb=settings.worker_memory_max_mb,
+                    grace_seconds=GRACE_SECONDS,
+                ),
+            ),
+            log_file=settings.host_logs,
             log_level=settings.log_level,
         ),
         gateway.log,

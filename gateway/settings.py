@@ -69,6 +69,12 @@ class Settings:
         1_000, "default of a new key: unfinished executions of its tenant", least=1
     )
     running_max: int = _setting(1_000, "executions one host runs at a time; the others stay queued", least=1)
+    workers_max: int = _setting(
+        0, "worker processes of one host for Python functions; 0: one for each CPU", least=0
+    )
+    worker_memory_max_mb: int = _setting(
+        2048, "what a worker's functions may allocate before they get MemoryError, in MiB", least=64
+    )
     queued_max: int = _setting(20_000, "executions that may wait in one host's queue; beyond: 503", least=1)
 
     keep_alive_seconds: float = _setting(15.0, "interval of the keep-alive comments of a stream", least=0.01)

@@ -21,8 +21,6 @@ def configure_logging(settings: Settings) -> None:
     structured_logs.configure(logging.StreamHandler(sys.stderr), settings.log_level, form)
     level = logging.getLogger().level
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, level))
-    # Ray tells every driver that threads get no signals; it is no fault of anybody's.
-    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def traces_wanted(env: Mapping[str, str]) -> bool:

@@ -157,7 +157,15 @@ ROOMS: Mapping[str, Room] = {
         exceptions={
             # The composition root of the hosts: the one place that starts what the client talks to.
             "gateway.telemetry": frozenset({"actors.structured_logs"}),
-            "gateway.hosts": frozenset({"actors.host", "actors.ray_settings", "actors.supervision"}),
+            "gateway.hosts": frozenset(
+                {
+                    "actors.host",
+                    "actors.ray_settings",
+                    "actors.step_call",
+                    "actors.supervision",
+                    "actors.worker_pool",
+                }
+            ),
         },
     ),
 }
