@@ -146,6 +146,11 @@ async def status(call: Call) -> Response:
     return Response(await request_body(call.gateway, row), 200, _NO_STORE, _JSON)
 
 
+async def result(call: Call) -> Response:
+    """The same under its other name."""
+    return await status(call)
+
+
 async def find_request(call: Call, request_id: str) -> ExecutionRow | None:
     """The request, if it was started through the path's ability by the caller's tenant and is not purged."""
     row = await call.gateway.reads.execution(request_id)
@@ -251,7 +256,6 @@ def _cancelled() -> Response:
 
 def dialect(settings: Settings) -> Dialect:
     bound = body_bytes_max(settings)
-    reads = Operation(handler=status, scope=READ, doc=docs.STATUS)
     request = f"{PREFIX}/{{api_endpoint}}/{{request_id}}"
     resources: Sequence[Resource] = (
         Resource(
@@ -270,7 +274,9 @@ def dialect(settings: Settings) -> Dialect:
             },
         ),
         Resource(request, {"DELETE": Operation(handler=cancel, scope=RUN, doc=docs.CANCEL)}),
-        Resource(f"{request}/status", {"GET": reads}),
-        Resource(f"{request}/result", {"GET": reads}),
+        *(
+            Resource(f"{request}/{name}", {"GET": Operation(handler=handler, scope=READ, doc=docs.STATUS)})
+            for name, handler in (("status", status), ("result", result))
+        ),
     )
     return Dialect("ability", envelope(settings), tuple(resources))
