@@ -266,6 +266,8 @@ class HostLink:
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
             pause = 0.1
+            if not self.is_reachable:
+                self._lose()  # what they follow may have moved meanwhile
             self._reachable.set()
             self._dispatch(batch)
 
