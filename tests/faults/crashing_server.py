@@ -2,7 +2,7 @@
 
 Its environment names, beside the settings, the folder of the orders (`crash_points.KEY`) and where hosts
 live: `FAULT_HOSTS=local` keeps one in this process, so that a start takes a second instead of Ray's six and
-everything dies together; otherwise they are Ray's.
+everything dies together; otherwise they are Ray's. `FAULT_IMPATIENT` shortens the time to a take-over.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ POINTS = crash_points.crash_points(os.environ[crash_points.KEY])
 
 LEASE_SECONDS = 1
 """How long what a gateway reserved or claimed outlives it; the length is not what is tested."""
+
+
+IMPATIENT_SECONDS = 1.0
+"""With `FAULT_IMPATIENT` a host that says nothing for a few of these is lost, instead of after 40 s."""
 
 
 def crashing_store_env(url: str, pool_size: int = 4) -> dict[str, str]:
@@ -88,6 +92,14 @@ def with_projections(connect: Connect) -> Connect:
     async def connect_and_project(opened: Any, on_ready: Any) -> None:
         Runner(opened.log, opened.store).start()
         await connect(opened, on_ready)
+        if os.environ.get("FAULT_IMPATIENT"):
+            # Only now: importing these imports Ray, whose environment `connect` has prepared.
+            import actors.client
+            import actors.supervision
+
+            actors.client.POLL_SECONDS = actors.client.POLL_GRACE_SECONDS = IMPATIENT_SECONDS
+            actors.client.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
+            actors.supervision.LOST_SECONDS = IMPATIENT_SECONDS
 
     return connect_and_project
 

@@ -19,7 +19,7 @@ from tests.faults.flows import SIGNAL, inputs_of
 from tests.faults.journal import Journal, Piece, last_position
 from tests.faults.server import FaultyServer
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 90.0
 PAUSE_SECONDS = 0.05
 FINAL = frozenset(("COMPLETED", "FAILED", "CANCELLED", "CANCELED"))
 

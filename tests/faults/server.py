@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import time
@@ -26,20 +27,33 @@ class FaultyServer(LiveServer):
 
     module = "tests.faults.crashing_server"
 
-    def __init__(self, folder: Path, *, local: bool, store: str = "", **settings: str) -> None:
+    def __init__(
+        self, folder: Path, *, local: bool, store: str = "", impatient: bool = False, **settings: str
+    ) -> None:
         super().__init__(folder, **settings)
         self.points = CrashPoints(folder)
         self.store_url = store or f"sqlite:///{folder / 'heliograph.db'}"
         self.exits: list[int] = []
+        self.sessions: set[int] = set()
         self._failure: BaseException | None = None
         if store:
             self.settings["store"] = store
-        self.environment = {KEY: str(folder)} | ({"FAULT_HOSTS": "local"} if local else {})
+        self.environment = {KEY: str(folder)}
+        if local:
+            self.environment["FAULT_HOSTS"] = "local"
+        if impatient:
+            self.environment["FAULT_IMPATIENT"] = "yes"
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
         return self._process
+
+    def start(self, **settings: str) -> None:
+        try:
+            super().start(**settings)
+        finally:
+            self.sessions.add(self.process.pid)
 
     @contextmanager
     def kept(self, orders: Sequence[Order] = ()) -> Generator[None]:
@@ -59,7 +73,7 @@ class FaultyServer(LiveServer):
                 try:
                     self.start()
                 except AssertionError as error:
-                    if self.process.poll() != EXIT_CODE:
+                    if self.process.poll() not in (EXIT_CODE, -signal.SIGKILL):
                         self._failure = error
                         return
 
@@ -97,10 +111,21 @@ class FaultyServer(LiveServer):
         """Wait until every execution has ended and every callback was delivered."""
         with self.log() as log:
             store = ReadStore.over(log)
-            self.until(lambda: not log.owners(), "executions are still open")
+            try:
+                self.until(lambda: not log.owners(), "executions are still open")
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {_open(store)}") from None
 
             def delivered() -> bool:
                 [(count,)] = store.query("SELECT COUNT(*) FROM callbacks WHERE status = 'delivered'")
                 return count >= expected_callbacks
 
             self.until(delivered, f"less than {expected_callbacks} callbacks were delivered")
+
+
+def _open(store: ReadStore) -> list[tuple[object, ...]]:
+    """Executions without an end, for whoever must find out why."""
+    return store.query(
+        "SELECT execution_id, parent_id, status, current_node, owner, version, wake_at FROM executions"
+        " WHERE ended_at IS NULL"
+    )
