@@ -65,15 +65,24 @@ class Origin(NamedTuple):
     created_at: int
 
 
-_Labels = tuple[tuple[str, str], ...]
-_Tally = Counter[tuple[str, _Labels]]
+_Tally = Counter[tuple[str, str]]
+"""Counts by name and label text."""
 
-_COUNTED = (
-    *events.TERMINAL_EVENTS,
-    events.NodeCompleted,
-    events.NodeFailed,
-    events.NodeSkipped,
-    events.UsageRecorded,
+_EXECUTIONS = ("flow", "source", "status", "tenant")
+_SECONDS = ("flow", "le", "status")
+_SUM = ("flow", "status")
+_NODES = ("flow", "kind", "outcome")
+_TOKENS = ("direction", "flow")
+
+_COUNTED = frozenset[type[Event]](
+    (
+        events.Queued,
+        *events.TERMINAL_EVENTS,
+        events.NodeCompleted,
+        events.NodeFailed,
+        events.NodeSkipped,
+        events.UsageRecorded,
+    )
 )
 
 
@@ -85,15 +94,15 @@ class _Origins:
         self._origins: OrderedDict[str, Origin] = OrderedDict()
         self._kinds: OrderedDict[tuple[str, str, str], Mapping[str, str]] = OrderedDict()
 
-    def of(self, batch: Sequence[Read], reader: Reader) -> dict[str, Origin]:
-        """The origins of the executions whose counted events are in the batch."""
+    def of(self, counted: Iterable[Event], reader: Reader) -> dict[str, Origin]:
+        """The origins of the executions that these events belong to."""
         found: dict[str, Origin] = {}
         wanted: dict[str, None] = {}
         with self._lock:
-            for _, event in batch:
+            for event in counted:
                 if isinstance(event, events.Queued):
                     found[event.originator_id] = self._remember(event)
-                elif isinstance(event, _COUNTED) and event.originator_id not in found:
+                elif event.originator_id not in found:
                     known = self._origins.get(event.originator_id)
                     if known is None:
                         wanted[event.originator_id] = None
@@ -152,13 +161,16 @@ def _node_kinds(reader: Reader, tenant: str, flow_id: str, version: str) -> Mapp
 
 def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
     remembered = _REMEMBERED.setdefault(reader, _Origins())
-    origins = remembered.of(batch, reader)
+    counted = [event for _, event in batch if type(event) in _COUNTED]
+    origins = remembered.of(counted, reader)
     tally: _Tally = Counter()
-    for _, event in batch:
+    for event in counted:
         origin = origins.get(event.originator_id)
         if origin is None:
             continue
         match event:
+            case events.NodeCompleted():
+                _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, "completed")
             case events.Queued():
                 _count_status(tally, origin, "queued")
             case events.Completed():
@@ -169,56 +181,43 @@ def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
                 _count_end(tally, origin, "timed_out", event.at)
             case events.Cancelled():
                 _count_end(tally, origin, "cancelled", event.at)
-            case events.NodeCompleted():
-                _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, "completed")
             case events.NodeSkipped():
                 _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, "skipped")
             case events.NodeFailed():
                 outcome = "failed" if event.retry_at is None else "retried"
                 _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, outcome)
             case events.UsageRecorded():
-                flow = ("flow", origin.flow_id)
-                tally["tokens_total", (("direction", "input"), flow)] += event.input_tokens
-                tally["tokens_total", (("direction", "output"), flow)] += event.output_tokens
+                flow = origin.flow_id
+                tally["tokens_total", _labels(_TOKENS, "input", flow)] += event.input_tokens
+                tally["tokens_total", _labels(_TOKENS, "output", flow)] += event.output_tokens
             case _:
                 continue
     # In one order, so that two transactions never wait for each other's rows.
-    rows = [(name, _label_text(labels), value) for (name, labels), value in sorted(tally.items())]
-    return [(_ADD, rows)]
+    return [(_ADD, [(*key, value) for key, value in sorted(tally.items())])]
 
 
 def _count_status(tally: _Tally, origin: Origin, status: str) -> None:
-    labels = (
-        ("flow", origin.flow_id),
-        ("source", origin.source),
-        ("status", status),
-        ("tenant", origin.tenant),
-    )
+    labels = _labels(_EXECUTIONS, origin.flow_id, origin.source, status, origin.tenant)
     tally["executions_total", labels] += 1
 
 
 def _count_end(tally: _Tally, origin: Origin, status: str, at: int) -> None:
     _count_status(tally, origin, status)
     micros = max(0, at - origin.created_at)
-    labels = (("flow", origin.flow_id), ("status", status))
-    tally["execution_micros_sum", labels] += micros
+    tally["execution_micros_sum", _labels(_SUM, origin.flow_id, status)] += micros
     bucket = _BOUNDS[bisect_left(BUCKETS_SECONDS, micros / SECOND)]
-    tally["execution_seconds", (("flow", origin.flow_id), ("le", bucket), ("status", status))] += 1
+    tally["execution_seconds", _labels(_SECONDS, origin.flow_id, bucket, status)] += 1
 
 
 def _count_node(tally: _Tally, origin: Origin, kinds: Mapping[str, str], node_id: str, outcome: str) -> None:
-    labels = (
-        ("flow", origin.flow_id),
-        ("kind", kinds.get(node_id, "unknown")),
-        ("outcome", outcome),
-    )
+    labels = _labels(_NODES, origin.flow_id, kinds.get(node_id, "unknown"), outcome)
     tally["nodes_total", labels] += 1
 
 
 @lru_cache(maxsize=4_096)
-def _label_text(labels: _Labels) -> str:
-    """JSON with sorted names: one text for each set of labels."""
-    return msgspec.json.encode(dict(labels)).decode()
+def _labels(names: tuple[str, ...], *values: str) -> str:
+    """JSON with sorted names: one text for each set of labels. Kept, since events share few sets."""
+    return msgspec.json.encode(dict(zip(names, values, strict=True))).decode()
 
 
 COUNTERS = Projection(TABLE, 1, _CREATE, ("name", "labels"), fold)

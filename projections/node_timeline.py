@@ -70,13 +70,13 @@ def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
             case events.NodeStarted():
                 changed = _row(rows, event.originator_id, event.node_id, event.attempt)
                 changed.update(status="running", started_at=event.at)
+            case events.NodeCompleted():
+                changed = _row(rows, event.originator_id, event.node_id, event.attempt)
+                changed.update(status="completed", ended_at=event.at)
             case events.NodeWaiting():
                 changed = _row(rows, event.originator_id, event.node_id, event.attempt)
                 changed["status"] = "waiting"
                 continue
-            case events.NodeCompleted():
-                changed = _row(rows, event.originator_id, event.node_id, event.attempt)
-                changed.update(status="completed", ended_at=event.at)
             case events.NodeFailed():
                 changed = _row(rows, event.originator_id, event.node_id, event.attempt)
                 changed.update(

@@ -23,7 +23,7 @@ from runtime.event_log import EventLog, Recorded
 from runtime.events import Event
 from runtime.ids import Position
 
-BATCH_EVENTS_MAX = 500
+BATCH_EVENTS_MAX = 2_000
 """Events of one transaction."""
 
 ERROR_CHARACTERS_MAX = 500
