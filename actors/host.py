@@ -474,13 +474,8 @@ class Host:
             self._remove(actor)
             self._forget(state.execution_id)
             if state.error is not None:
-                log.warning(
-                    "execution failed",
-                    execution=state.execution_id,
-                    flow=state.flow_id,
-                    node=state.failed_node,
-                    error=state.error.type,
-                )
+                about = {"execution": state.execution_id, "node": state.failed_node}
+                log.warning("execution failed", error=state.error.type, **about)
         elif scheduling.is_idle(state) and not actor.is_busy:
             wake_at = scheduling.wake_at(state)
             if wake_at is None or wake_at - self.now() > PASSIVATE_AFTER_SECONDS * SECOND:
