@@ -69,6 +69,8 @@ log = structlog.get_logger(__name__)
 PASSIVATE_AFTER_SECONDS = 1.0
 """An execution that waits longer than this for its timer leaves memory."""
 
+FULL = Overloaded("too many executions are waiting to start", 5)
+
 CRASHES_MAX = 3
 """Times an execution is recovered from a fault of ours before it fails with ``InternalError``."""
 
@@ -273,7 +275,7 @@ class Host:
         if actor is not None:
             return self._accepted(actor)
         if self._admission.is_full:
-            return _overloaded()
+            return messages.refusal_of(FULL)
         plan = self._plans.known(
             TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
         )
@@ -291,7 +293,7 @@ class Host:
         actor = self._actors.get(command.execution_id)
         if actor is None:
             if self._admission.is_full and not command.parent_id:
-                return _overloaded()
+                return messages.refusal_of(FULL)
             actor = self._begin(command, plan)
         return await self._accepted(actor)
 
@@ -592,10 +594,6 @@ class Host:
 
     def cancel_children(self, child_ids: Iterable[str], after: Committed) -> None:
         self._children.cancel(child_ids, after)
-
-
-def _overloaded() -> Refusal:
-    return messages.refusal_of(Overloaded("too many executions are waiting to start", 5))
 
 
 ExecutionHost = ray.remote(Host)
