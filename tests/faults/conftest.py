@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,11 @@ from tests.faults.server import FaultyServer
 from tests.sandbox import Sandbox
 
 
-@pytest.fixture(scope="module")
-def local_server(sandbox: Sandbox) -> Iterator[FaultyServer]:
+@contextmanager
+def local(folder: Path) -> Generator[FaultyServer]:
     """Gateway and host in one process that starts within a second or two, with the workload's flows."""
     server = FaultyServer(
-        sandbox.root / "local",
+        folder,
         local=True,
         callback_allow=RECEIVER_ADDRESS,
         keep_alive_seconds="0.3",
@@ -30,6 +32,18 @@ def local_server(sandbox: Sandbox) -> Iterator[FaultyServer]:
     finally:
         server.close()
         shutil.rmtree(server.folder)
+
+
+@pytest.fixture(scope="module")
+def local_server(sandbox: Sandbox) -> Iterator[FaultyServer]:
+    with local(sandbox.root / "local") as server:
+        yield server
+
+
+@pytest.fixture
+def own_local_server(sandbox: Sandbox) -> Iterator[FaultyServer]:
+    with local(sandbox.root / "own-local") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

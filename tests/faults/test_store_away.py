@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import sqlite3
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.acceptance]
 
 AWAY_SECONDS = 3.0
+FILE_BYTES_MAX = 32 * 1024
 VISITS = 6
 
 
@@ -36,6 +38,7 @@ def visit_meanwhile(
     """Clients that begin before the store goes, while it is away, and go on until all have ended."""
     watching: list[tuple[Watching, str]] = [("status", receiver.url), ("contract", ""), ("log", receiver.url)]
     names = [f"away-{number}" for number in range(VISITS)]
+    called_before = receiver.count  # by the tests before this one
 
     def visit(number: int) -> None:
         if number >= VISITS // 2:
@@ -48,7 +51,7 @@ def visit_meanwhile(
     server.settle(len(journal.with_callback))
     assert {name: journal.outputs[name] for name in names} == {name: output_of(name) for name in names}
     with server.log() as log:
-        assert findings(journal, log, receiver.wait_for(receiver.count)) == []
+        assert findings(journal, log, receiver.wait_for(receiver.count)[called_before:]) == []
 
 
 def test_a_file_locked_by_another_process_is_waited_for(
@@ -72,6 +75,40 @@ def test_a_file_locked_by_another_process_is_waited_for(
         back.set()
         keeper.join()
     assert local_server.process.poll() is None
+
+
+def test_a_disk_that_takes_no_more_is_said_and_waited_for(
+    own_local_server: FaultyServer, receiver: Receiver
+) -> None:
+    server = own_local_server
+    gone = threading.Event()
+    refusals: list[tuple[int, str | None]] = []
+
+    def fill() -> None:
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+        # No file of the server grows beyond this, and no page behind it is written: as on a full disk.
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, limits[1]))
+        gone.set()
+        try:
+            with server.client() as client:
+                body: dict[str, object] = {"input_data": {}}
+                headers = {"Idempotency-Key": "full"}
+                answer = client.post("/v1/executions/whole/async", json=body, headers=headers)
+                refusals.append((answer.status_code, answer.headers.get("retry-after")))
+            threading.Event().wait(AWAY_SECONDS)  # the host keeps trying to record meanwhile
+        finally:
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+
+    filler = threading.Timer(0.2, fill)
+    filler.start()
+    try:
+        visit_meanwhile(server, receiver, Journal(), gone)
+    finally:
+        filler.join()
+    [(status, retry_after)] = refusals
+    assert status == 503
+    assert retry_after is not None
+    assert server.process.poll() is None
 
 
 @pytest.fixture
