@@ -10,6 +10,7 @@ the send time-out. Its place is given back exactly once, whichever comes first. 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 
@@ -24,6 +25,9 @@ from runtime.errors import DomainError
 log = structlog.get_logger("gateway.sse")
 
 RETRY = b"retry: 3000\n\n"
+
+CHUNK_BYTES = 64 * 1024
+"""Frames behind this much that a reader has not taken wait where they come from."""
 
 _HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -57,7 +61,7 @@ class EventStream(EventSourceResponse):
     ) -> None:
         settings = call.gateway.settings
         super().__init__(
-            _with_retry(frames),
+            chunks(frames),
             headers={**_HEADERS, **(headers or {})},
             ping=settings.keep_alive_seconds,
             ping_message_factory=_keep_alive,
@@ -103,15 +107,48 @@ class EventStream(EventSourceResponse):
                 )
 
 
-async def _with_retry(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield RETRY
+async def chunks(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The `retry` line, then whatever is ready at a time as one chunk: a send costs more than its frames."""
+    waiting = bytearray(RETRY)
+    news = asyncio.Event()
+    room = asyncio.Event()
+
+    async def gather() -> None:
+        try:
+            async for each in frames:
+                waiting.extend(each)
+                news.set()
+                if len(waiting) >= CHUNK_BYTES:
+                    room.clear()
+                    await room.wait()
+        finally:
+            close = getattr(frames, "aclose", None)
+            if close is not None:
+                await close()
+
+    def gathered(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # raised below, unless the client left first
+        news.set()
+
+    task = asyncio.create_task(gather())
+    task.add_done_callback(gathered)
     try:
-        async for each in frames:
-            yield each
+        while True:
+            if waiting:
+                chunk = bytes(waiting)
+                waiting.clear()
+                room.set()
+                yield chunk
+            elif task.done():
+                await task
+                return
+            else:
+                news.clear()
+                await news.wait()
     finally:
-        close = getattr(frames, "aclose", None)
-        if close is not None:
-            await close()
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def _keep_alive() -> ServerSentEvent:
