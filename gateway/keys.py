@@ -109,13 +109,14 @@ class Keys:
         if secret is None:
             raise Problem("unauthenticated")
         digest = key_hash(secret)
-        answer = self._answers.get(digest)
+        answers = self._answers
+        answer = answers.get(digest)
         if answer is None or answer.fresh_until < time.monotonic():
             answer = await asyncio.to_thread(self._look_up, digest)
-            self._answers[digest] = answer
-            self._answers.move_to_end(digest)
-            if len(self._answers) > CACHED_MAX:
-                self._answers.popitem(last=False)
+            answers[digest] = answer
+            answers.move_to_end(digest)
+            if len(answers) > CACHED_MAX:
+                answers.popitem(last=False)
         if answer.caller is None:
             raise Problem("unauthenticated")
         if answer.expires_at is not None and answer.expires_at <= time.time_ns() // 1000:
@@ -124,7 +125,8 @@ class Keys:
 
     def forget(self) -> None:
         """Drop kept answers, so that a change made by this process shows at once."""
-        self._answers.clear()
+        # A new dictionary: a look-up under way keeps what it read before the change in the old one.
+        self._answers = OrderedDict()
 
     def _look_up(self, digest: str) -> _Answer:
         fresh_until = time.monotonic() + STALE_SECONDS
