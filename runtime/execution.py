@@ -341,9 +341,15 @@ def _fail_node(
         draft.emit(events.Failed(**draft.head(), error=error, node_id=node_id))
 
 
-def _complete_waiting(draft: _Draft, node_id: NodeId, output: events.Json) -> None:
-    node = draft.state.nodes[node_id]
-    draft.emit(events.NodeCompleted(**draft.head(), node_id=node_id, attempt=node.attempt, output=output))
+def _complete_waiting(
+    draft: _Draft, node_id: NodeId, output: events.Json, output_ref: events.BlobRef | None = None
+) -> None:
+    attempt = draft.state.nodes[node_id].attempt
+    draft.emit(
+        events.NodeCompleted(
+            **draft.head(), node_id=node_id, attempt=attempt, output=output, output_ref=output_ref
+        )
+    )
 
 
 def _deliver_buffered_signal(draft: _Draft, command: commands.RecordWaiting) -> None:
@@ -383,15 +389,7 @@ def _wake(
             if command.error is not None:
                 _fail_node(draft, plan, command.node_id, node, command.error, command.draw)
                 return
-            draft.emit(
-                events.NodeCompleted(
-                    **draft.head(),
-                    node_id=command.node_id,
-                    attempt=node.attempt,
-                    output=command.output,
-                    output_ref=command.output_ref,
-                )
-            )
+            _complete_waiting(draft, command.node_id, command.output, command.output_ref)
         case _:
             assert_never(command)
 
