@@ -88,18 +88,3 @@ def due(store: Reader, now: Micros, limit: int) -> list[CallbackRow]:
 def next_due(store: Reader) -> Micros | None:
     earliest = store.query("SELECT MIN(due_at) FROM callbacks WHERE due_at IS NOT NULL")[0][0]
     return None if earliest is None else Micros(earliest)
-
-
-def unscheduled(store: Reader, limit: int) -> list[tuple[str, str, str, str]]:
-    """Ended executions that asked for a callback and have none yet: id, tenant, URL, source.
-
-    What a gateway that was down while they ended has to catch up with.
-    """
-    found = store.query(
-        "SELECT e.execution_id, e.tenant, e.callback_url, e.source FROM executions e"
-        " LEFT JOIN callbacks c ON c.execution_id = e.execution_id"
-        " WHERE e.callback_url <> '' AND e.ended_at IS NOT NULL AND c.execution_id IS NULL"
-        " ORDER BY e.execution_id LIMIT ?",
-        (min(limit, LIST_MAX),),
-    )
-    return [(str(a), str(b), str(c), str(d)) for a, b, c, d in found]

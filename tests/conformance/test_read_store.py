@@ -254,19 +254,6 @@ def test_due_callbacks_are_found_and_delivered_ones_leave(log: EventLog, store: 
     assert (row.status, row.attempts, row.due_at) == ("delivered", 1, None)
 
 
-def test_an_ended_execution_without_its_callback_is_found(log: EventLog, store: ReadStore) -> None:
-    for number in (1, 2, 3):
-        story = Story(number, nodes=1)
-        url = "" if number == 3 else "https://example.org/hook"
-        log.append([story.tell(story.queued(callback_url=url))])
-        log.append([story.tell(story.next(events.Failed, error=StepError(type="E", message="no")))])
-    schedule_callback(log, 2)
-
-    assert callbacks.unscheduled(store, 10) == [
-        (execution_id(1), "acme", "https://example.org/hook", "executions")
-    ]
-
-
 def tell_everything(log: EventLog) -> None:
     log.append([Story(1).whole(), Story(2).begun()])
     publish(log, "report", "aaaa")
