@@ -130,6 +130,12 @@ class GroupCommitWriter:
         return outcomes
 
     def _write(self, appends: list[Append]) -> Sequence[Outcome]:
+        try:
+            return self._log.append(appends)
+        except Unavailable:
+            if self._closing.is_set():
+                raise
+        # tenacity costs as much as a small append: it is only for what failed once.
         retrying = Retrying(
             retry=retry_if_exception_type(Unavailable),
             wait=wait_exponential_jitter(multiplier=0.05, max=RETRY_WAIT_SECONDS_MAX),
