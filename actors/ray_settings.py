@@ -1,7 +1,7 @@
 """What this process wants of Ray, and the environment that must stand before Ray is imported.
 
 Ray reads its configuration when it is first imported; setting a variable later changes nothing. So
-``prepare_environment`` comes before any import of ``actors.supervision``.
+``prepare_environment`` comes before any import of ``actors.ray_cluster`` or ``actors.supervision``.
 """
 
 import os

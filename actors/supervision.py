@@ -6,18 +6,13 @@
 Ray restarts a host whose process died (its new incarnation recovers by itself). A host whose node is
 gone, or that no longer exists in this set-up, never answers: another one adopts what it held. Adopting
 is safe even when the lost host is merely slow, because the take-over event makes its writes conflict.
-
-Ray's ports run code for whoever may talk to them, so the local cluster always gets token authentication
-with a token of its own, and joining a cluster without it is refused (DESIGN 5).
 """
 
 import asyncio
-import ipaddress
 import itertools
-import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -25,9 +20,10 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
-from actors import messages
+from actors import messages, ray_cluster
 from actors.client import ExecutionClient, HostLink
 from actors.host import ExecutionHost, HostConfig
+from actors.ray_cluster import NAMESPACE
 from actors.ray_settings import RaySettings
 from runtime.errors import DomainError, Overloaded, Unavailable
 from runtime.event_log import EventLog
@@ -35,7 +31,6 @@ from runtime.ids import HostName
 
 log = structlog.get_logger(__name__)
 
-NAMESPACE = "heliograph"
 LOST_SECONDS = 10.0
 """A host silent for this long has its executions adopted by another."""
 
@@ -50,8 +45,6 @@ START_SECONDS_MAX = 60.0
 """How long a dedicated host may take to start, or to come back, before it is given up."""
 
 INSPECT_SECONDS = 2.0
-OBJECT_STORE_BYTES = 128 * 1024 * 1024
-"""Of a local cluster: payloads travel through the log and the blob store, not through Ray's."""
 
 CALLS_AT_ONCE_MAX = 1_000
 
@@ -90,9 +83,14 @@ class Supervisor:
         self._problem = "Ray is starting"
         self._gateway_id = uuid.uuid4().hex
 
-    def open(self, on_ready: Callable[[], None] | None = None) -> None:
-        """Begin starting, in the background; ``readiness`` tells how far it is."""
-        self._task = asyncio.get_running_loop().create_task(self._run(on_ready))
+    def open(
+        self, on_ready: Callable[[], None] | None = None, ray_start: Awaitable[None] | None = None
+    ) -> None:
+        """Begin starting, in the background; ``readiness`` tells how far it is.
+
+        ``ray_start``: what ends when Ray is up, if its start was begun before.
+        """
+        self._task = asyncio.get_running_loop().create_task(self._run(on_ready, ray_start))
 
     def readiness(self) -> Readiness:
         links = self._links.values()
@@ -112,9 +110,9 @@ class Supervisor:
         if self._is_up:
             await asyncio.to_thread(_shutdown_ray)
 
-    async def _run(self, on_ready: Callable[[], None] | None) -> None:
+    async def _run(self, on_ready: Callable[[], None] | None, ray_start: Awaitable[None] | None) -> None:
         try:
-            await asyncio.to_thread(self._start_ray)
+            await (ray_start or asyncio.to_thread(self._start_ray))
         except (RayError, OSError, RuntimeError, ConnectionError, ValueError, Unavailable) as error:
             self._problem = f"Ray did not start: {error}"
             log.error("ray did not start", error=str(error))
@@ -148,26 +146,7 @@ class Supervisor:
             await asyncio.sleep(INSPECT_SECONDS)
 
     def _start_ray(self) -> None:
-        settings = self._settings
-        if settings.address:
-            if os.environ.get("RAY_AUTH_MODE") == "disabled" and not _is_loopback(settings.address):
-                raise Unavailable("refusing a Ray cluster beyond loopback without RAY_AUTH_MODE=token")
-            ray.init(
-                address=settings.address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False
-            )
-            return
-        options: dict[str, Any] = {"_temp_dir": settings.temp_dir} if settings.temp_dir else {}
-        # It warns every driver that threads get no signals, and there is nothing anybody could do about it.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        ray.init(
-            num_cpus=settings.cpus or len(os.sched_getaffinity(0)),
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **options,
-        )
+        ray_cluster.start(self._settings)
 
     def _host_count(self) -> int:
         if self._settings.hosts:
@@ -304,12 +283,4 @@ async def _ended(closing: Any) -> None:
 
 
 def _shutdown_ray() -> None:
-    ray.shutdown()
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]").removeprefix("ray://")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    ray_cluster.shutdown()

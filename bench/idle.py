@@ -111,7 +111,7 @@ async def _idle(look: Look) -> Idle:
 
 
 async def _bare_ray() -> Idle:
-    from actors.supervision import OBJECT_STORE_BYTES
+    from actors.ray_cluster import OBJECT_STORE_BYTES
 
     folder = Path(tempfile.mkdtemp(prefix="hgb-"))
     options = {

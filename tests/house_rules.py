@@ -160,6 +160,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.hosts": frozenset(
                 {
                     "actors.host",
+                    "actors.ray_cluster",
                     "actors.ray_settings",
                     "actors.step_call",
                     "actors.supervision",
