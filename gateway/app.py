@@ -13,16 +13,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import structlog
-from fastapi import FastAPI
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from actors.egress import EgressGuard, EgressRules
-from gateway import health, openapi, telemetry
+from gateway import health, telemetry
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
@@ -61,11 +59,8 @@ _SHOWN_HEADERS = (
 )
 
 
-class GatewayApp(FastAPI):
-    """FastAPI with the chassis in place of its stack of middleware.
-
-    Contracts are routed by the chassis; FastAPI routes of this application work as usual behind it.
-    """
+class GatewayApp(Starlette):
+    """The chassis in place of Starlette's stack of middleware, and FastAPI's pages behind it."""
 
     def __init__(
         self,
@@ -73,24 +68,17 @@ class GatewayApp(FastAPI):
         dialects: tuple[Dialect, ...],
         metrics: Metrics,
         traced: Callable[[ASGIApp], ASGIApp],
-        **extra: Any,
+        lifespan: Lifespan[Starlette],
     ) -> None:
-        super().__init__(title="Heliograph", version=_version(), redirect_slashes=False, **extra)
+        super().__init__(lifespan=lifespan)
         self.settings = settings
         self.dialects = dialects
         self.metrics = metrics
         self._traced = traced
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # FastAPI's own way to its stack reads the environment twice a request, for telemetry of its own.
-        if self.middleware_stack is None:
-            self.middleware_stack = self.build_middleware_stack()
-        scope["app"] = self
-        await self.middleware_stack(scope, receive, send)
+        self._pages: ASGIApp | None = None
 
     def build_middleware_stack(self) -> ASGIApp:
-        # FastAPI's routes need this one layer of its usual stack; the chassis does what the others would.
-        inner = AsyncExitStackMiddleware(self.router)
+        inner = self._serve_what_no_contract_owns
         chassis = Chassis(inner, self.state, self.dialects, self.metrics, self.settings.log_requests)
         stack = self._traced(chassis)
         origins = self.settings.cors_origins
@@ -105,10 +93,18 @@ class GatewayApp(FastAPI):
             max_age=600,
         )
 
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            self.openapi_schema = openapi.document(self.dialects, self.version)
-        return self.openapi_schema
+    async def _serve_what_no_contract_owns(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.router(scope, receive, send)
+            return
+        if self._pages is None:
+            self._pages = await asyncio.to_thread(self._load_pages)
+        await self._pages(scope, receive, send)
+
+    def _load_pages(self) -> ASGIApp:
+        from gateway.api_pages import api_pages  # takes a quarter of a second; no start should wait for it
+
+        return api_pages(self.dialects, _version())
 
 
 def create_app(
@@ -123,7 +119,7 @@ def create_app(
     dialects = (health.dialect(settings), *(build(settings) for build in DIALECTS))
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         gateway, first_key = await asyncio.to_thread(_open, settings, metrics)
         app.state.gateway = gateway
         callbacks = await asyncio.to_thread(_callbacks, gateway)
@@ -148,7 +144,7 @@ def create_app(
             await asyncio.to_thread(runner.stop)
             await asyncio.to_thread(_close, gateway)
 
-    return GatewayApp(settings, dialects, metrics, telemetry.tracing(os.environ), lifespan=lifespan)
+    return GatewayApp(settings, dialects, metrics, telemetry.tracing(os.environ), lifespan)
 
 
 def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]:

@@ -2,7 +2,7 @@
 
 A `Dialect` is a row of `dialects.DIALECTS`: an envelope and resources. The chassis matches resources
 itself, in a tree of path segments: FastAPI's own way to a handler costs 20-40 us a request more, a tenth
-of what a whole execution may cost. Whatever no resource owns goes on to the FastAPI application.
+of what a whole execution may cost. Whatever no resource owns goes on to the pages of FastAPI (`api_pages`).
 """
 
 from __future__ import annotations

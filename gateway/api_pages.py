@@ -1,0 +1,33 @@
+"""The pages that describe the API: `/docs`, `/redoc`, `/openapi.json`. FastAPI serves them.
+
+In a module of its own because importing FastAPI takes a quarter of a second of CPU, which no start of the
+server should wait for: `gateway.app` loads this with the first request that no contract owns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.types import ASGIApp
+
+from gateway import openapi
+from gateway.routes import Dialect
+
+
+class _ApiPages(FastAPI):
+    def __init__(self, dialects: tuple[Dialect, ...], version: str) -> None:
+        super().__init__(title="Heliograph", version=version, redirect_slashes=False)
+        self._dialects = dialects
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.document(self._dialects, self.version)
+        return self.openapi_schema
+
+
+def api_pages(dialects: tuple[Dialect, ...], version: str) -> ASGIApp:
+    """The pages, without middleware: the chassis in front of them does what FastAPI's would."""
+    # FastAPI's routes need this one layer of its usual stack.
+    return AsyncExitStackMiddleware(_ApiPages(dialects, version).router)
