@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 from projections.stores import sqlite as file_store
 
 _stores: WeakValueDictionary[str, file_store.Datastore] = WeakValueDictionary()
-_opening = threading.Lock()
+# Reentrant: making a store may set off the collector, which closes a forgotten one in this very thread.
+_opening = threading.RLock()
 
 
 class Datastore(file_store.Datastore):
