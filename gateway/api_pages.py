@@ -6,28 +6,29 @@ server should wait for: `gateway.app` loads this with the first request that no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.types import ASGIApp
 
-from gateway import openapi
-from gateway.routes import Dialect
+Document = Callable[[], dict[str, Any]]
+"""Gives the OpenAPI document."""
 
 
 class _ApiPages(FastAPI):
-    def __init__(self, dialects: tuple[Dialect, ...], version: str) -> None:
+    def __init__(self, document: Document, version: str) -> None:
         super().__init__(title="Heliograph", version=version, redirect_slashes=False)
-        self._dialects = dialects
+        self._document = document
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = openapi.document(self._dialects, self.version)
+            self.openapi_schema = self._document()
         return self.openapi_schema
 
 
-def api_pages(dialects: tuple[Dialect, ...], version: str) -> ASGIApp:
+def api_pages(document: Document, version: str) -> ASGIApp:
     """The pages, without middleware: the chassis in front of them does what FastAPI's would."""
     # FastAPI's routes need this one layer of its usual stack.
-    return AsyncExitStackMiddleware(_ApiPages(dialects, version).router)
+    return AsyncExitStackMiddleware(_ApiPages(document, version).router)

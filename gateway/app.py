@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -20,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from actors.egress import EgressGuard, EgressRules
-from gateway import health, telemetry
+from gateway import health, openapi, telemetry
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
@@ -104,7 +105,11 @@ class GatewayApp(Starlette):
     def _load_pages(self) -> ASGIApp:
         from gateway.api_pages import api_pages  # takes a quarter of a second; no start should wait for it
 
-        return api_pages(self.dialects, _version())
+        return api_pages(self.openapi, _version())
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document of all contracts."""
+        return openapi.document(self.dialects, _version())
 
 
 def create_app(
