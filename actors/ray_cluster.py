@@ -13,8 +13,12 @@ authentication is refused (DESIGN 5).
 import ipaddress
 import logging
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import ray
 import structlog
 
@@ -27,6 +31,9 @@ NAMESPACE = "heliograph"
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Of a local cluster: payloads travel through the log and the blob store, not through Ray's."""
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""What each raylet starts beside itself."""
 
 _servers: list[Any] = []
 """What ``start`` started and ``shutdown`` ends; at most one."""
@@ -61,6 +68,31 @@ def shutdown() -> None:
     ray.shutdown()
     while _servers:
         _servers.pop().kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def end_remains(agents_file: str) -> int:
+    """End what a killed server left behind, then note what would be left of this one; how many ended.
+
+    When a raylet is killed, its two agents live on (they hold each other's pipe and never see it close):
+    130 MB for each ``kill -9`` of a server. They rewrite their own environment, so nothing about them says
+    whose they are; hence the note. A process number that was given away since is told by its start time.
+    Raises: OSError when the note can't be read or written.
+    """
+    note = Path(agents_file)
+    noted = msgspec.json.decode(note.read_bytes(), type=list[tuple[int, float]]) if note.exists() else []
+    ended = 0
+    for pid, started in noted:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == started and process.name() in AGENTS:
+                process.kill()
+                ended += 1
+    children = psutil.Process().children(recursive=True)
+    agents = [(child.pid, child.create_time()) for child in children if child.name() in AGENTS]
+    partial = note.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode(agents))
+    partial.replace(note)
+    return ended
 
 
 def _connect(**options: Any) -> None:

@@ -14,7 +14,8 @@ class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """``address`` empty: a cluster of our own on this machine, ended with this process.
 
     ``hosts`` 0: one for every two CPUs, at least one. ``cpus`` 0: what this process may use.
-    ``app_dir``: on the import path of every process of our own cluster.
+    ``app_dir``: on the import path of every process of our own cluster. ``agents_file``: where the
+    processes are noted that outlive a killed server, for the next start to end them; empty: nowhere.
     """
 
     address: str = ""
@@ -22,6 +23,7 @@ class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int = 0
     temp_dir: str = ""
     app_dir: str = ""
+    agents_file: str = ""
 
 
 def prepare_environment(settings: RaySettings) -> None:

@@ -133,6 +133,18 @@ class Supervisor:
         self._problem = ""
         if on_ready is not None:
             on_ready()
+        if self._settings.agents_file and not self._settings.address:
+            await self._end_remains(self._settings.agents_file)
+
+    @staticmethod
+    async def _end_remains(agents_file: str) -> None:
+        try:
+            remains = await asyncio.to_thread(ray_cluster.end_remains, agents_file)
+        except OSError as error:
+            log.warning("what a killed server left behind was not looked for", error=str(error))
+            return
+        if remains:
+            log.info("ended what a killed server had left behind", processes=remains)
 
     async def _inspect_for_ever(self) -> None:
         while True:

@@ -26,6 +26,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
         cpus=settings.cpus,
         temp_dir=settings.ray_temp_dir,
         app_dir=settings.app_dir,
+        agents_file=settings.agents_file,
     )
     prepare_environment(ray)
     # Importing Ray takes about half a second of CPU: in a thread, so that /health answers meanwhile.

@@ -110,6 +110,11 @@ class Settings:
         return self.blobs or str(Path(self.data_dir).absolute() / "blobs")
 
     @property
+    def agents_file(self) -> str:
+        """Where a Ray started here notes the processes that would outlive a killed server."""
+        return str(Path(self.data_dir).absolute() / "ray-agents.json")
+
+    @property
     def host_logs(self) -> str:
         """The folder hosts write their logs into; on a cluster ``-``, for Ray keeps them on each machine."""
         return "-" if self.ray_address else str(Path(self.data_dir).absolute() / "logs")
