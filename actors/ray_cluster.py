@@ -63,6 +63,11 @@ def start(settings: RaySettings) -> None:
     _connect(address=server.address)
 
 
+def ended_server() -> str:
+    """Which server of our own cluster has died, empty while all live. Nothing brings a cluster back then."""
+    return next((str(name) for server in _servers for name, _ in server.dead_processes()), "")
+
+
 def shutdown() -> None:
     """Leave the cluster, and end it when it is our own."""
     ray.shutdown()

@@ -65,9 +65,16 @@ class Supervisor:
     """Lives on the gateway's loop; everything of Ray that blocks happens on threads."""
 
     def __init__(
-        self, settings: RaySettings, host: HostConfig, event_log: EventLog, client: ExecutionClient
+        self,
+        settings: RaySettings,
+        host: HostConfig,
+        event_log: EventLog,
+        client: ExecutionClient,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
+        """``on_lost`` is told in a sentence that our own Ray has died; the process had better end."""
         self._settings = settings
+        self._on_lost = on_lost
         self._host = host
         self._log = event_log
         self._client = client
@@ -148,6 +155,10 @@ class Supervisor:
 
     async def _inspect_for_ever(self) -> None:
         while True:
+            ended = ray_cluster.ended_server()
+            if ended and self._on_lost is not None:
+                self._on_lost(f"Ray's {ended} died")
+                return
             try:
                 await self._inspect()
             except (DomainError, RayError) as error:

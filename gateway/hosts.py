@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
@@ -15,6 +17,15 @@ GRACE_SECONDS = 10.0
 Connect = Callable[[Gateway, Callable[[], None]], Awaitable[None]]
 """Sets `client` and `runtime` of the gateway and begins to start what they need; the second argument is
 called when executions can start. On the event loop; must not block it."""
+
+
+def _end_without_ray(reason: str) -> None:
+    """Nothing brings a Ray of our own back in this process. Whoever runs servers starts another, which takes
+    every execution over from the log; one that stayed would only refuse. Nothing here is worth closing:
+    what was acknowledged is in the log, and the kernel ends what is left of Ray."""
+    sys.stderr.write(f"error: {reason}; start the server again, and every execution goes on from the log\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
@@ -63,6 +74,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
         ),
         gateway.log,
         client,
+        _end_without_ray,
     )
     supervisor.open(on_ready, ray_start)
     gateway.client = client

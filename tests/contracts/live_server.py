@@ -117,6 +117,17 @@ class LiveServer:
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait(STOP_SECONDS)
 
+    def ended(self) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        return process.wait(STOP_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """`kill -9` of the server and of all it started."""
         assert self._process is not None
