@@ -124,6 +124,7 @@ ROOMS: Mapping[str, Room] = {
                 "msgspec",
                 "opentelemetry",
                 "prometheus_client",
+                "psutil",
                 "ray",
                 "structlog",
                 "tenacity",
