@@ -17,9 +17,9 @@ import gateway.app
 import gateway.idempotency
 import gateway.serve
 import gateway.webhooks
+import projections.runner
 from gateway.hosts import Connect, connect_ray
 from gateway.settings import Settings
-from projections.runner import Runner
 from runtime.event_log import store_env
 from tests.faults import crash_points
 
@@ -28,6 +28,9 @@ POINTS = crash_points.crash_points(os.environ[crash_points.KEY])
 LEASE_SECONDS = 1
 """How long what a gateway reserved or claimed outlives it; the length is not what is tested."""
 
+
+READER_REST_SECONDS = 0.02
+"""Pause between two commits of the read models, so that even a fast round makes several to die at."""
 
 IMPATIENT_SECONDS = 1.0
 """With `FAULT_IMPATIENT` a host that says nothing for a few of these is lost, instead of after 40 s."""
@@ -86,11 +89,10 @@ def crashing_app(settings: Settings, **options: Any) -> ASGIApp:
     return answer
 
 
-def with_projections(connect: Connect) -> Connect:
-    """Also follow the log into the tracked read models, whoever else may do so."""
+def impatient(connect: Connect) -> Connect:
+    """With `FAULT_IMPATIENT` set: shorten the time to a take-over."""
 
-    async def connect_and_project(opened: Any, on_ready: Any) -> None:
-        Runner(opened.log, opened.store).start()
+    async def connect_and_hurry(opened: Any, on_ready: Any) -> None:
         await connect(opened, on_ready)
         if os.environ.get("FAULT_IMPATIENT"):
             # Only now: importing these imports Ray, whose environment `connect` has prepared.
@@ -101,7 +103,7 @@ def with_projections(connect: Connect) -> Connect:
             actors.client.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
             actors.supervision.LOST_SECONDS = IMPATIENT_SECONDS
 
-    return connect_and_project
+    return connect_and_hurry
 
 
 _vetted_client = gateway.webhooks.vetted_client
@@ -113,13 +115,14 @@ def main() -> None:
     gateway.webhooks.vetted_client = crashing_client
     gateway.idempotency.LEASE_SECONDS = LEASE_SECONDS
     gateway.webhooks.CLAIM_SECONDS = LEASE_SECONDS
+    projections.runner.REST_SECONDS_MIN = READER_REST_SECONDS
     setattr(gateway.serve, "create_app", crashing_app)  # noqa: B010 - any ASGI application will do for uvicorn
     connect: Connect = connect_ray
     if os.environ.get("FAULT_HOSTS") == "local":
         from tests.faults.local_host import connect_local
 
         connect = connect_local
-    gateway.serve.serve(Settings.from_env(os.environ), connect=with_projections(connect))
+    gateway.serve.serve(Settings.from_env(os.environ), connect=impatient(connect))
 
 
 if __name__ == "__main__":
