@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +62,7 @@ class Killer:
 
     def run(self, until: float) -> None:
         while time.monotonic() < until:
-            time.sleep(self._random.uniform(*PAUSE_SECONDS))
+            time.sleep(min(self._random.uniform(*PAUSE_SECONDS), max(0.0, until - time.monotonic())))
             # Ray takes seconds to start; what is not there can't be killed.
             while time.monotonic() < until and not victims.named(self._server, victims.HOST):
                 time.sleep(victims.LOOK_SECONDS)
@@ -110,10 +109,13 @@ def test_random_kills_lose_nothing_double_nothing_and_change_no_end(
             Customer(server, journal, name, *watching[(number + visit) % len(watching)]).visit()
 
     print(f"\nseed {SEED}, {SOAK_SECONDS:g} s")  # noqa: T201 - a failure can only be repeated with it
-    with server.kept(), ThreadPoolExecutor(CLIENTS) as clients:
-        threading.Thread(target=killer.run, args=(until,), daemon=True).start()
-        for visits in [clients.submit(come_and_go, number) for number in range(CLIENTS)]:
-            visits.result()
+    with server.kept(), ThreadPoolExecutor(CLIENTS + 1) as threads:
+        # The killer's end is waited for like the clients': it must not outlive the server it kills.
+        for work in [
+            threads.submit(killer.run, until),
+            *(threads.submit(come_and_go, number) for number in range(CLIENTS)),
+        ]:
+            work.result()
         server.settle(len(journal.with_callback))
     print(f"killed: {', '.join(killer.killed)}; {len(names)} executions")  # noqa: T201
     assert {name: journal.outputs[name] for name in names} == {name: output_of(name) for name in names}
