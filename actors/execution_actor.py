@@ -66,6 +66,7 @@ class Shell(Protocol):
     async def run_child(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome: ...
     def cancel_children(self, child_ids: Iterable[str], after: Committed) -> None: ...
     def child_id(self, parent: ExecutionState, node_id: NodeId, attempt: int) -> str: ...
+    def delta(self, execution_id: str, node_id: NodeId, step: str, offset: int, text: str) -> None: ...
     async def perform(
         self, actor: "ExecutionActor", step: Step, attempt: int, action: Action
     ) -> StepOutcome: ...
@@ -496,6 +497,25 @@ class ExecutionActor:
             if self._committed is not None:
                 self._shell.cancel_children((node.child_id,), self._committed)
 
+    def record_step(
+        self, command: commands.BeginStep | commands.RetryStep | commands.EndStep | commands.LogNode
+    ) -> None:
+        """Record what an agent node did (see ``step_journal``); not durable yet.
+
+        Raises: Unavailable when the actor was stopped: nothing is recorded any more.
+        """
+        if self.is_stopped:
+            raise Unavailable("the execution left this host")
+        self._decide(command)
+        self._flush()
+
+    def delta(self, node_id: NodeId, step: str, offset: int, text: str) -> None:
+        if not self.is_stopped:
+            self._shell.delta(self.state.execution_id, node_id, step, offset, text)
+
+    def now(self) -> Micros:
+        return self._shell.now()
+
     def record_progress(
         self, node_id: NodeId, attempt: int, total: int, items: tuple[events.ItemOutcome, ...]
     ) -> None:
@@ -565,6 +585,8 @@ class ExecutionActor:
         self._children_stopped = True
         nodes = self.state.nodes.values()
         children = [node.child_id for node in nodes if node.status == "waiting" and node.child_id]
+        steps = [step for node in nodes for step in node.steps.values()]
+        children += [step.child_id for step in steps if step.child_id and step.answer is None]
         if children:
             self._shell.cancel_children(children, after)
 

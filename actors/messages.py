@@ -75,10 +75,16 @@ Answer = Reply | Refusal
 
 
 class Delta(msgspec.Struct, frozen=True, tag=True):
-    """A piece of text a node is producing: ephemeral, never in the log."""
+    """A piece of text a step is producing: ephemeral, never in the log.
+
+    ``offset``: characters of the step's answer before it. What a new reader gets first may hold everything so
+    far; a retried step begins at 0 again.
+    """
 
     execution_id: str
     node_id: str
+    step: str
+    offset: int
     text: str
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError, StepLogs
+from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError, StepLogs, ToolCall
 from runtime.ids import Micros, NodeId
 
 
@@ -36,6 +36,7 @@ class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     debug: bool = False
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
+    subject: str = ""
     placement: Literal["", "pooled", "dedicated"] = ""
     owner: str = ""
 
@@ -125,17 +126,72 @@ class RecordChildEnd(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     draw: float = 0.5
 
 
-class RecordMessage(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+class BeginStep(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """A call to a model or a tool is about to be made (fields as in ``events.StepStarted``).
+
+    A step that began before and has no answer is made again, and that is recorded; one that was answered
+    records nothing.
+    """
+
     node_id: NodeId
-    role: str
-    content: Json
+    attempt: int
+    step: str
+    kind: Literal["model", "tool"]
+    name: str
+    request_hash: str = ""
+    request: Json = None
+    purpose: str = ""
+    child_id: str = ""
 
 
-class RecordUsage(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+class RetryStep(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """The call failed and is made again at ``retry_at``."""
+
     node_id: NodeId
+    attempt: int
+    step: str
+    error: StepError
+    retry_at: Micros
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one model call took (fields as in ``events.UsageRecorded``)."""
+
     model: str
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost: float = 0.0
+    cost_known: bool = False
+
+
+class EndStep(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """The call was answered (fields as in ``events.MessageRecorded``); ``usage`` for a model's."""
+
+    node_id: NodeId
+    attempt: int
+    step: str
+    role: Literal["assistant", "tool"]
+    content: Json = None
+    content_ref: BlobRef | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    is_error: bool = False
+    raw: Json = None
+    raw_ref: BlobRef | None = None
+    duration_ms: float = 0.0
+    usage: Usage | None = None
+
+
+class LogNode(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Something worth telling about a running node."""
+
+    node_id: NodeId
+    attempt: int
+    event: str
+    detail: Json = None
 
 
 class Pause(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):

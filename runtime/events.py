@@ -62,6 +62,14 @@ class FileDescriptor(msgspec.Struct, frozen=True, kw_only=True):
     uri: str
 
 
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool a model asks for. ``tool_call_id`` is the model's own, and names the step that answers it."""
+
+    tool_call_id: str
+    name: str
+    arguments: Json = None
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One recorded fact. ``originator_version`` counts from 1 without gaps in each stream.
 
@@ -85,7 +93,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Accepted and durable; ``owner`` is the host that holds it. Always version 1."""
+    """Accepted and durable; ``owner`` is the host that holds it. Always version 1.
+
+    ``subject``: the resource it is a run of, e.g. ``workflow:<id>``; empty when it stands alone.
+    """
 
     TOPIC = "execution.queued"
     tenant: str
@@ -104,6 +115,7 @@ class Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
     debug: bool = False
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
+    subject: str = ""
 
 
 class Recovered(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -245,21 +257,95 @@ class SignalReceived(Event, frozen=True, kw_only=True, omit_defaults=True):
     payload: Json = None
 
 
+# --- steps: what one attempt of an agent node does, call by call --------------------------------------
+
+
+class StepStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A call to a model or a tool begins. ``step`` names it within its node: the same after a crash.
+
+    ``request_hash``: SHA-256 hex of the whole request, secrets left out; ``request`` is the part worth
+    showing (a tool's arguments, a model call's counts), bounded. ``purpose``: empty for the conversation
+    itself, else what the call serves, e.g. ``compaction``. ``child_id``: the execution a flow tool starts.
+    """
+
+    TOPIC = "execution.step_started"
+    node_id: str
+    attempt: int = 1
+    step: str
+    kind: Literal["model", "tool"]
+    name: str
+    request_hash: str = ""
+    request: Json = None
+    purpose: str = ""
+    child_id: str = ""
+
+
+class StepRetried(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The call is made again: it failed, or a crash took its answer. Text it produced so far is void.
+
+    ``tries`` counts the tries made so far; ``retry_at`` is when the next is due.
+    """
+
+    TOPIC = "execution.step_retried"
+    node_id: str
+    attempt: int = 1
+    step: str
+    tries: int
+    error: StepError
+    retry_at: int
+
+
 class MessageRecorded(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A whole message of a conversation; its token deltas were only on the live feed."""
+    """A step's answer, once and for good: a replay takes it from here. Token deltas were only on the live feed.
+
+    ``content``: the text (or a tool's result); ``content_ref`` instead when it is large. ``raw``: the
+    answer as the model library needs it back, when that is more than the rest says. ``name``: the tool
+    that answered. ``duration_ms``: from the last try's beginning.
+    """
 
     TOPIC = "execution.message_recorded"
     node_id: str
-    role: str
-    content: Json
+    attempt: int = 1
+    step: str
+    role: Literal["assistant", "tool"]
+    content: Json = None
+    content_ref: BlobRef | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    is_error: bool = False
+    purpose: str = ""
+    raw: Json = None
+    raw_ref: BlobRef | None = None
+    duration_ms: float = 0.0
 
 
 class UsageRecorded(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What one model call took. ``cost`` in US dollars; 0 and ``cost_known`` false without a price."""
+
     TOPIC = "execution.usage_recorded"
     node_id: str
+    attempt: int = 1
+    step: str
     model: str
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost: float = 0.0
+    cost_known: bool = False
+    purpose: str = ""
+    duration_ms: float = 0.0
+
+
+class NodeLogged(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Something else worth telling about a running node, e.g. ``compaction_start``. An open set."""
+
+    TOPIC = "execution.node_logged"
+    node_id: str
+    attempt: int = 1
+    event: str
+    detail: Json = None
 
 
 # --- callbacks: a stream of their own, so that nothing follows an execution's terminal event --------
@@ -330,6 +416,30 @@ class ApiKeyRevoked(Event, frozen=True, kw_only=True, omit_defaults=True):
     TOPIC = "api_key.revoked"
 
 
+# --- resources: what the agent contracts keep between runs --------------------------------------------
+
+
+class ResourceCreated(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An agent, a workflow, a task, ... of a tenant. ``document``: its fields, without any secret."""
+
+    TOPIC = "resource.created"
+    tenant: str
+    kind: str
+    resource_id: str
+    document: dict[str, Json]
+
+
+class ResourceChanged(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """``changes``: fields that got new values; the others stay."""
+
+    TOPIC = "resource.changed"
+    changes: dict[str, Json]
+
+
+class ResourceDeleted(Event, frozen=True, kw_only=True, omit_defaults=True):
+    TOPIC = "resource.deleted"
+
+
 EVENT_TYPES: dict[str, type[Event]] = {
     cls.TOPIC: cls
     for cls in (
@@ -351,8 +461,11 @@ EVENT_TYPES: dict[str, type[Event]] = {
         NodeSkipped,
         TimerFired,
         SignalReceived,
+        StepStarted,
+        StepRetried,
         MessageRecorded,
         UsageRecorded,
+        NodeLogged,
         CallbackScheduled,
         CallbackFailed,
         CallbackDelivered,
@@ -361,6 +474,9 @@ EVENT_TYPES: dict[str, type[Event]] = {
         FlowEnabled,
         ApiKeyCreated,
         ApiKeyRevoked,
+        ResourceCreated,
+        ResourceChanged,
+        ResourceDeleted,
     )
 }
 """Stored name to class: the one table every process that reads the log loads."""

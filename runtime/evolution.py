@@ -12,7 +12,7 @@ from runtime import events
 from runtime.errors import Diverged
 from runtime.events import Event
 from runtime.ids import SECOND, Micros, NodeId
-from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status
+from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status, StepState
 
 
 def begin(event: Event) -> ExecutionState:
@@ -45,6 +45,7 @@ def begin(event: Event) -> ExecutionState:
         debug=event.debug,
         files=event.files,
         request_key=event.request_key,
+        subject=event.subject,
     )
 
 
@@ -114,11 +115,50 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
                 updated_at=at,
                 input_tokens=state.input_tokens + event.input_tokens,
                 output_tokens=state.output_tokens + event.output_tokens,
+                cache_read_tokens=state.cache_read_tokens + event.cache_read_tokens,
+                cache_write_tokens=state.cache_write_tokens + event.cache_write_tokens,
+                model_calls=state.model_calls + 1,
+                cost=state.cost + event.cost,
+                cost_known=state.cost_known and event.cost_known,
             )
-        case events.MessageRecorded():
+        case events.StepStarted() | events.StepRetried() | events.MessageRecorded():
+            return _evolve_step(state, event)
+        case events.NodeLogged():
             return replace(state, version=version, updated_at=at)
         case _:
             raise Diverged(f"{state.execution_id}: {event.TOPIC} is no event of a running execution")
+
+
+def _evolve_step(
+    state: ExecutionState, event: events.StepStarted | events.StepRetried | events.MessageRecorded
+) -> ExecutionState:
+    node_id = NodeId(event.node_id)
+    node = state.nodes.get(node_id)
+    if node is None:
+        raise Diverged(f"{state.execution_id}: {event.TOPIC} for node {node_id}, which never started")
+    if isinstance(event, events.StepStarted):
+        step = StepState(
+            kind=event.kind,
+            name=event.name,
+            request_hash=event.request_hash,
+            purpose=event.purpose,
+            child_id=event.child_id,
+        )
+    else:
+        known = node.steps.get(event.step)
+        if known is None:
+            raise Diverged(f"{state.execution_id}: {event.TOPIC} for step {event.step}, which never started")
+        if isinstance(event, events.StepRetried):
+            step = replace(known, tries=event.tries + 1)
+        else:
+            step = replace(known, answer=event)
+    after = replace(node, steps={**node.steps, event.step: step})
+    return replace(
+        state,
+        version=event.originator_version,
+        updated_at=event.at,
+        nodes={**state.nodes, node_id: after},
+    )
 
 
 _NodeEvent = (
@@ -188,6 +228,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 started_version=event.originator_version,
                 started_at=before.started_at if before else event.at,
                 outcomes=before.outcomes if before else {},
+                steps=before.steps if before else {},
             )
         case events.NodeSkipped():
             return NodeState(status="skipped", started_at=event.at, ended_at=event.at)
@@ -205,6 +246,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 output=event.output,
                 output_ref=event.output_ref,
                 outcomes={},
+                steps={},
                 wake_at=None,
                 error=None,
             )

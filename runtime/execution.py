@@ -98,6 +98,7 @@ def start(command: commands.StartExecution, plan: Plan) -> Decision:
         debug=command.debug,
         files=command.files,
         request_key=command.request_key,
+        subject=command.subject,
     )
     return Decision((queued,), begin(queued))
 
@@ -120,8 +121,8 @@ def decide(state: ExecutionState, plan: Plan, command: Command) -> Decision:
             _record_outcome(draft, plan, command)
         case commands.FireTimer() | commands.RecordChildEnd() | commands.Signal():
             _wake(draft, plan, command)
-        case commands.RecordMessage() | commands.RecordUsage():
-            _record_detail(draft, command)
+        case commands.BeginStep() | commands.RetryStep() | commands.EndStep() | commands.LogNode():
+            _record_step(draft, command)
         case _:
             _change_status(draft, command)
     if draft.state.version >= EVENTS_MAX and not draft.state.is_closed:
@@ -422,31 +423,133 @@ def _receive_signal(draft: _Draft, command: commands.Signal) -> None:
         _complete_waiting(draft, waiting, command.payload)
 
 
-def _record_detail(draft: _Draft, command: commands.RecordMessage | commands.RecordUsage) -> None:
+# --- the steps of an agent node -----------------------------------------------------------------------
+
+INTERRUPTED = StepError(type="Interrupted", message="its answer was not recorded; the call is made again")
+
+
+def _record_step(
+    draft: _Draft,
+    command: commands.BeginStep | commands.RetryStep | commands.EndStep | commands.LogNode,
+) -> None:
     state = draft.state
     node = state.nodes.get(command.node_id)
-    if state.is_closed or node is None or node.status != "running":
+    if (
+        state.is_closed
+        or state.cancel_requested_at is not None
+        or node is None
+        or node.status != "running"
+        or node.attempt != command.attempt
+    ):
         return
-    head = draft.head(node.started_version)
     match command:
-        case commands.RecordMessage():
+        case commands.BeginStep():
+            _begin_step(draft, node, command)
+        case commands.RetryStep():
+            _retry_step(draft, node, command, command.error, command.retry_at)
+        case commands.EndStep():
+            _end_step(draft, node, command)
+        case commands.LogNode():
             draft.emit(
-                events.MessageRecorded(
-                    **head, node_id=command.node_id, role=command.role, content=command.content
-                )
-            )
-        case commands.RecordUsage():
-            draft.emit(
-                events.UsageRecorded(
-                    **head,
+                events.NodeLogged(
+                    **draft.head(node.started_version),
                     node_id=command.node_id,
-                    model=command.model,
-                    input_tokens=command.input_tokens,
-                    output_tokens=command.output_tokens,
+                    attempt=command.attempt,
+                    event=command.event,
+                    detail=command.detail,
                 )
             )
         case _:
             assert_never(command)
+
+
+def _begin_step(draft: _Draft, node: NodeState, command: commands.BeginStep) -> None:
+    known = node.steps.get(command.step)
+    if known is not None:
+        if known.answer is None:
+            _retry_step(draft, node, command, INTERRUPTED, command.at)
+        return
+    draft.emit(
+        events.StepStarted(
+            **draft.head(node.started_version),
+            node_id=command.node_id,
+            attempt=command.attempt,
+            step=command.step,
+            kind=command.kind,
+            name=command.name,
+            request_hash=command.request_hash,
+            request=command.request,
+            purpose=command.purpose,
+            child_id=command.child_id,
+        )
+    )
+
+
+def _retry_step(
+    draft: _Draft,
+    node: NodeState,
+    asked: commands.BeginStep | commands.RetryStep,
+    error: StepError,
+    retry_at: int,
+) -> None:
+    known = node.steps.get(asked.step)
+    if known is None or known.answer is not None:
+        return
+    draft.emit(
+        events.StepRetried(
+            **draft.head(node.started_version),
+            node_id=asked.node_id,
+            attempt=asked.attempt,
+            step=asked.step,
+            tries=known.tries,
+            error=error,
+            retry_at=retry_at,
+        )
+    )
+
+
+def _end_step(draft: _Draft, node: NodeState, command: commands.EndStep) -> None:
+    known = node.steps.get(command.step)
+    if known is None or known.answer is not None:
+        return  # the first answer stands
+    draft.emit(
+        events.MessageRecorded(
+            **draft.head(node.started_version),
+            node_id=command.node_id,
+            attempt=command.attempt,
+            step=command.step,
+            role=command.role,
+            content=command.content,
+            content_ref=command.content_ref,
+            tool_calls=command.tool_calls,
+            tool_call_id=command.tool_call_id,
+            name=command.name,
+            is_error=command.is_error,
+            purpose=known.purpose,
+            raw=command.raw,
+            raw_ref=command.raw_ref,
+            duration_ms=command.duration_ms,
+        )
+    )
+    if command.usage is not None:
+        usage = command.usage
+        draft.emit(
+            events.UsageRecorded(
+                **draft.head(node.started_version),
+                node_id=command.node_id,
+                attempt=command.attempt,
+                step=command.step,
+                model=usage.model,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cache_read_tokens,
+                cache_write_tokens=usage.cache_write_tokens,
+                cost=usage.cost,
+                cost_known=usage.cost_known,
+                purpose=known.purpose,
+                duration_ms=command.duration_ms,
+            )
+        )
 
 
 def fold(history: Iterable[Event]) -> ExecutionState | None:

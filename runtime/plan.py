@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
+from runtime.agent_spec import AgentSpec, ToolSpec
 from runtime.events import Json
 from runtime.ids import SECOND, FlowId, FlowVersion, Micros, NodeId
 
@@ -83,7 +84,22 @@ class MapOver(msgspec.Struct, frozen=True, kw_only=True):
     on_error: Literal["fail", "keep"] = "keep"
 
 
-Action = Output | Wait | StartChild | CallFunction | HttpRequest | ReadText | MapOver
+class RunAgent(msgspec.Struct, frozen=True):
+    """Talk to a model until it has answered, tools included (see ``agent_spec``)."""
+
+    spec: AgentSpec
+
+
+class CallTool(msgspec.Struct, frozen=True):
+    """Call one tool once, without a model. ``name``: the tool's own name on an MCP server, else empty."""
+
+    tool: ToolSpec
+    name: str
+    arguments: Mapping[str, Json]
+    secrets: Mapping[str, str] = {}
+
+
+Action = Output | Wait | StartChild | CallFunction | HttpRequest | ReadText | MapOver | RunAgent | CallTool
 
 
 class Scope(Protocol):

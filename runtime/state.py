@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError
+from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, MessageRecorded, StepError
 from runtime.ids import Micros, NodeId
 
 Status = Literal[
@@ -29,11 +29,28 @@ TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "ti
 NodeStatus = Literal["running", "waiting", "retrying", "completed", "failed", "skipped"]
 
 
+class StepState(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of an agent node. ``answer`` None: it was made, and no answer is recorded.
+
+    ``tries`` counts the calls made so far. ``child_id``: the execution a flow tool started.
+    """
+
+    kind: Literal["model", "tool"]
+    name: str
+    request_hash: str = ""
+    purpose: str = ""
+    tries: int = 1
+    child_id: str = ""
+    answer: MessageRecorded | None = None
+
+
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """One node that was touched; a node without an entry was not reached yet.
 
     ``wake_at``: the timer of a waiting node, or when the next attempt of a retrying one is due.
     ``outcomes``: recorded items of a map, by index. ``total``: its number of items once known.
+    ``steps``: the calls of an agent node, in the order they began; kept across attempts, so that no
+    answered call is made again.
     ``started_version``: the ``NodeStarted`` of the latest attempt; it causes that attempt's outcome.
     """
 
@@ -53,6 +70,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     on_timeout: Literal["fail", "continue"] = "fail"
     outcomes: Mapping[int, ItemOutcome] = {}
     total: int = 0
+    steps: Mapping[str, StepState] = {}
 
 
 class ReceivedSignal(msgspec.Struct, frozen=True):
@@ -66,6 +84,7 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
 
     ``active`` nodes hold resources now; ``waiting`` ones hold none. ``progress`` is 0.0-100.0, never
     falls, and is 100.0 only when completed. ``signals`` arrived before a node waited for them.
+    ``cost``: US dollars; ``cost_known`` is false once a model without a price was called.
     """
 
     execution_id: str
@@ -94,6 +113,7 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
     debug: bool = False
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
+    subject: str = ""
     nodes: Mapping[NodeId, NodeState] = {}
     skips: frozenset[NodeId] = frozenset()
     completed_nodes: int = 0
@@ -113,6 +133,11 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
     failed_node: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    model_calls: int = 0
+    cost: float = 0.0
+    cost_known: bool = True
 
     @property
     def is_closed(self) -> bool:

@@ -7,7 +7,9 @@ it. Start reading at ``kind``, then any of the others. A new kind is one file an
 from collections.abc import Mapping
 
 from runtime.kinds import (
+    agent,
     branch,
+    chat_model,
     child_flow,
     http_request,
     map,  # noqa: A004 - the kind's own name
@@ -16,12 +18,15 @@ from runtime.kinds import (
     sleep,
     template,
     text_file,
+    tool,
     wait_for_signal,
 )
 from runtime.kinds.kind import SETTINGS, Binder, Kind, Setting, TextBinder
 
 KINDS: Mapping[str, Kind] = {
+    "agent": agent.KIND,
     "branch": branch.KIND,
+    "chat_model": chat_model.KIND,
     "flow": child_flow.KIND,
     "http_request": http_request.KIND,
     "map": map.KIND,
@@ -30,6 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "sleep": sleep.KIND,
     "template": template.KIND,
     "text_file": text_file.KIND,
+    "tool": tool.KIND,
     "wait_for_signal": wait_for_signal.KIND,
 }
 
