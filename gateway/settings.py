@@ -2,6 +2,9 @@
 
 Every field of `Settings` is one setting; its key is `HELIOGRAPH_` and the field's name in capitals. The
 text beside each field is its documentation (`describe` prints it, the README repeats it).
+
+Secrets are no settings: `SECRETS` names them, and whoever needs one takes it from the environment at that
+moment, so that no printed, logged or passed-on `Settings` can hold one.
 """
 
 from __future__ import annotations
@@ -97,6 +100,28 @@ class Settings:
         (), "whsec_... secrets that sign callbacks, comma-separated; empty: one is made in data_dir"
     )
 
+    model: str = _setting(
+        "",
+        "default model of agents: a name at the endpoint below, provider:name, or offline; empty: runs"
+        " must name theirs",
+    )
+    model_url: str = _setting(
+        "",
+        "OpenAI-compatible endpoint, e.g. http://host:11434/v1; empty: OPENAI_BASE_URL, else the provider's",
+    )
+    models_file: str = _setting("", "YAML file of model prices and context sizes of your own")
+    model_calls_max: int = _setting(512, "model calls one host makes at a time; more wait", least=1)
+    tool_allow: tuple[str, ...] = _setting(
+        (),
+        "networks or hosts that tools, MCP servers and repositories may be at though private,"
+        " comma-separated",
+    )
+    mcp_processes_max: int = _setting(32, "MCP servers one host runs as processes; more wait", least=1)
+    checkout_bytes_max: int = _setting(512 * MIB, "size of an agent's copy of a repository", least=1)
+    checkout_seconds_max: float = _setting(
+        120.0, "what copying a repository may take before the run fails", least=0.01
+    )
+
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("json", "one JSON object a line, or text", choices=("json", "text"))
     log_requests: bool = _setting(False, "log every request, not only those that failed here")
@@ -113,6 +138,21 @@ class Settings:
     def agents_file(self) -> str:
         """Where a Ray started here notes the processes that would outlive a killed server."""
         return str(Path(self.data_dir).absolute() / "ray-agents.json")
+
+    @property
+    def secret_key_file(self) -> str:
+        """Where the key that encrypts named secrets is made, when the environment has none."""
+        return str(Path(self.data_dir).absolute() / "secret.key")
+
+    @property
+    def checkouts(self) -> str:
+        """The folder of agents' copies of repositories."""
+        return str(Path(self.data_dir).absolute() / "checkouts")
+
+    @property
+    def models_path(self) -> str:
+        """`models_file` as a process with another working folder finds it; empty when there is none."""
+        return str(Path(self.models_file).absolute()) if self.models_file else ""
 
     @property
     def host_logs(self) -> str:
@@ -132,6 +172,8 @@ class Settings:
             text = env.get(key, "").strip()
             if text:
                 values[each.name] = _parse(key, text, hints[each.name], each.metadata)
+        if not values.get("model_url") and env.get("OPENAI_BASE_URL", "").strip():
+            values["model_url"] = env["OPENAI_BASE_URL"].strip()
         settings = cls(**values)
         if settings.ability_auth_failure_status not in (401, 403):
             raise SettingFault(
@@ -139,7 +181,20 @@ class Settings:
                 str(settings.ability_auth_failure_status),
                 "401 or 403",
             )
+        if settings.model_url and not settings.model_url.startswith(("http://", "https://")):
+            key = f"{PREFIX}MODEL_URL" if env.get(f"{PREFIX}MODEL_URL", "").strip() else "OPENAI_BASE_URL"
+            raise SettingFault(key, settings.model_url, "an http or https address")
         return settings
+
+
+SECRETS: tuple[tuple[str, str], ...] = (
+    (
+        f"{PREFIX}SECRET_KEY",
+        "encrypts the named secrets of agents; empty: a key is made in data_dir, readable by its owner alone",
+    ),
+    (f"{PREFIX}MODEL_KEY", "API key of the model endpoint; empty: OPENAI_API_KEY"),
+)
+"""Variables that hold secrets, and their meaning. Read where they are used, shown nowhere."""
 
 
 def describe() -> list[tuple[str, str, str]]:

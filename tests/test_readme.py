@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from gateway.dialects import DIALECTS
-from gateway.settings import Settings, describe
+from gateway.settings import SECRETS, Settings, describe
 from runtime.events import EVENT_TYPES
 from tests.sandbox import REPOSITORY, Sandbox
 
@@ -31,6 +31,11 @@ def settings_table() -> str:
     return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
 
 
+def secrets_table() -> str:
+    rows = [f"| `{key}` | {meaning} |" for key, meaning in SECRETS]
+    return "\n".join(["| secret | meaning |", "|---|---|", *rows])
+
+
 def events_list() -> str:
     return ", ".join(f"`{name}`" for name in EVENT_TYPES)
 
@@ -43,6 +48,10 @@ def between(begin: str, end: str) -> str:
 
 def test_the_settings_table_is_that_of_the_code() -> None:
     assert between("<!-- settings: begin", "<!-- settings: end -->") == settings_table()
+
+
+def test_the_secrets_table_is_that_of_the_code() -> None:
+    assert between("<!-- secrets: begin", "<!-- secrets: end -->") == secrets_table()
 
 
 def test_every_stored_event_name_is_listed() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from gateway.settings import SettingFault, Settings, describe
+from gateway.settings import SECRETS, SettingFault, Settings, describe
 from gateway.telemetry import tracing
 
 
@@ -64,3 +66,30 @@ def test_every_setting_is_described() -> None:
     rows = describe()
     assert all(meaning for _, _, meaning in rows)
     assert ("HELIOGRAPH_PORT", "8080", "port to listen on; 0 takes a free one") in rows
+
+
+def test_the_model_endpoint_falls_back_to_openais_own_variable() -> None:
+    theirs = {"OPENAI_BASE_URL": "http://127.0.0.1:11434/v1"}
+    assert Settings.from_env(theirs).model_url == "http://127.0.0.1:11434/v1"
+    ours = {"HELIOGRAPH_MODEL_URL": "https://models.example/v1"}
+    assert Settings.from_env(theirs | ours).model_url == "https://models.example/v1"
+
+
+@pytest.mark.parametrize("key", ["HELIOGRAPH_MODEL_URL", "OPENAI_BASE_URL"])
+def test_an_endpoint_that_is_no_address_is_a_fault_of_the_variable_it_came_from(key: str) -> None:
+    with pytest.raises(SettingFault, match=f"^{key}='localhost:11434'"):
+        Settings.from_env({key: "localhost:11434"})
+
+
+def test_no_setting_holds_a_secret() -> None:
+    env = {key: "hush-hush" for key, _ in SECRETS} | {"OPENAI_API_KEY": "hush-hush"}
+    assert Settings.from_env(env) == Settings()
+    assert {key for key, _ in SECRETS}.isdisjoint(key for key, _, _ in describe())
+
+
+def test_the_folders_of_agents_lie_in_the_data_folder(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path), models_file="prices.yaml")
+    assert settings.checkouts == str(tmp_path / "checkouts")
+    assert settings.secret_key_file == str(tmp_path / "secret.key")
+    assert settings.models_path == str(Path("prices.yaml").absolute())
+    assert Settings().models_path == ""
