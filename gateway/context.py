@@ -40,12 +40,19 @@ class Reply(Protocol):
 
 
 class Delta(Protocol):
-    """A piece of text a node is producing; only on the live feed, never in the log."""
+    """A piece of text a step is producing; only on the live feed, never in the log.
+
+    ``offset``: characters of the step's answer before it.
+    """
 
     @property
     def execution_id(self) -> str: ...
     @property
     def node_id(self) -> str: ...
+    @property
+    def step(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
     @property
     def text(self) -> str: ...
 

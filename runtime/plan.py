@@ -85,9 +85,13 @@ class MapOver(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunAgent(msgspec.Struct, frozen=True):
-    """Talk to a model until it has answered, tools included (see ``agent_spec``)."""
+    """Talk to a model until it has answered, tools included (see ``agent_spec``).
+
+    ``plain``: the step's output is the answer alone, not a whole ``AgentOutput``.
+    """
 
     spec: AgentSpec
+    plain: bool = False
 
 
 class CallTool(msgspec.Struct, frozen=True):

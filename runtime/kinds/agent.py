@@ -40,7 +40,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[str, Json] | str | None = None
 
 
-def bind(config: msgspec.Struct, binder: Binder) -> Act:
+def bind(config: msgspec.Struct, binder: Binder, *, plain: bool = False) -> Act:
     """For every kind that talks to a model: its config's fields are some of ``AgentSpec``'s."""
     fields = msgspec.structs.asdict(config)
     texts = {name: binder.template(name, fields[name]) for name in _TEMPLATES if fields.get(name)}
@@ -56,7 +56,7 @@ def bind(config: msgspec.Struct, binder: Binder) -> Act:
             value = evaluate(scope)
             if value is not None:
                 given[name] = value
-        return RunAgent(spec_of(given))
+        return RunAgent(spec_of(given), plain)
 
     return act
 

@@ -1,4 +1,6 @@
-"""``chat_model``: one answer of a model, without tools."""
+"""``chat_model``: one answer of a model, without tools; the answer is the output."""
+
+from functools import partial
 
 import msgspec
 
@@ -20,4 +22,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | str | None = None
 
 
-KIND = Kind(config=Config, bind=agent.bind)
+KIND = Kind(config=Config, bind=partial(agent.bind, plain=True))

@@ -81,7 +81,9 @@ class InlineHost:
 
     async def say(self, execution_id: str, node_id: str, text: str) -> None:
         """A piece of text on the live feed."""
-        self._deltas.setdefault(execution_id, []).append(Delta(execution_id, node_id, text))
+        spoken = self._deltas.setdefault(execution_id, [])
+        offset = sum(len(delta.text) for delta in spoken if delta.node_id == node_id)
+        spoken.append(Delta(execution_id, node_id, "model-1", offset, text))
         async with self._news:
             self._news.notify_all()
 

@@ -55,8 +55,9 @@ async def frames(
     async with aclosing(cast("Any", recorded)) as source:
         async for item in source:
             if not isinstance(item, Recorded):
-                if encoder.last_id >= after:
-                    yield encoder.delta(item)
+                fresh = encoder.delta(item)
+                if fresh is not None and encoder.last_id >= after:
+                    yield fresh
                 continue
             if item.position * 2 + 1 <= after:
                 encoder.skip(item.event())
@@ -82,7 +83,8 @@ class StreamEncoder:
         self._blobs = blobs
         self._state: ExecutionState | None = None
         self._attempt_began: dict[str, int] = {}
-        self._deltas: dict[str, str] = {}
+        self._deltas: dict[str, tuple[str, str]] = {}
+        """By node: the step that is producing text, and its text as it was sent."""
 
     def skip(self, event: Event) -> ExecutionState:
         """Fold an event without a frame."""
@@ -106,17 +108,26 @@ class StreamEncoder:
             self.last_id = numbered[-1][0]
         return numbered
 
-    def delta(self, delta: Delta) -> bytes:
-        """Deltas aren't in the log: they carry the number of the last frame, so a resume repeats none."""
+    def delta(self, delta: Delta) -> bytes | None:
+        """The part that is new; None when there is none, or when it doesn't continue what was sent.
+
+        Deltas aren't in the log: they carry the number of the last frame, so a resume repeats none.
+        """
         node_id = delta.node_id
-        self._deltas[node_id] = (self._deltas.get(node_id, "") + delta.text)[:DELTA_TEXT_MAX]
-        return self._delta_frame(node_id, delta.text, self._state.updated_at if self._state else 0)
+        step, sent = self._deltas.get(node_id, ("", ""))
+        if step != delta.step:
+            sent = ""
+        known = len(sent) - delta.offset
+        if known < 0 or sent[delta.offset :] != delta.text[:known] or len(delta.text) <= known:
+            return None
+        self._deltas[node_id] = (delta.step, (sent + delta.text[known:])[:DELTA_TEXT_MAX])
+        return self._delta_frame(node_id, delta.text[known:], self._state.updated_at if self._state else 0)
 
     def missed_delta(self, event: Event) -> bytes | None:
         """What the live feed dropped of a finished node's text: joined deltas equal the output."""
         if not isinstance(event, events.NodeCompleted) or event.node_id not in self._deltas:
             return None
-        seen = self._deltas.pop(event.node_id)
+        _, seen = self._deltas.pop(event.node_id)
         if not isinstance(event.output, str) or not event.output.startswith(seen) or event.output == seen:
             return None
         return self._delta_frame(event.node_id, event.output[len(seen) :], event.at)
