@@ -53,6 +53,7 @@ _SHOWN_HEADERS = (
     "Retry-After",
     "Idempotency-Replayed",
     "X-Ability-Request-Id",
+    "X-API-Version",
     "RateLimit-Limit",
     "RateLimit-Remaining",
     "RateLimit-Reset",

@@ -77,7 +77,7 @@ class Chassis:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *call.answer_headers]
+                message["headers"] = [*message["headers"], *call.envelope.headers, *call.answer_headers]
             await send(message)
 
         try:

@@ -69,12 +69,16 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """How one contract words its failures. ``render(fault, message, details)`` writes the body."""
+    """How one contract words its failures. ``render(fault, message, details)`` writes the body.
+
+    ``headers`` stand on every answer below the prefix, successes and unmatched paths included.
+    """
 
     prefix: str
     faults: Mapping[str, Fault]
     render: Callable[[Fault, str, Sequence[Any]], bytes]
     media_type: str = "application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def word(self, problem: Problem) -> tuple[int, bytes]:
         """Status and body for a problem. A code the table lacks is our bug and shows as internal."""
