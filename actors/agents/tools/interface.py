@@ -17,6 +17,7 @@ from actors.step_journal import StepJournal
 from runtime.agent_spec import RESULT_BYTES_MAX, AgentSpec
 from runtime.events import Json
 from runtime.ids import NodeId
+from runtime.plan import CallTool
 
 
 def child_id_of(home: AgentHome, journal: StepJournal, step: str) -> str:
@@ -82,12 +83,22 @@ class OpenTools(Protocol):
 
 
 class ToolBox(Protocol):
-    """What opens the tools of a run: one for the whole service, shared by all its runs."""
+    """What opens the tools of a run: one for the whole service, shared by all its runs.
+
+    ``actors.agents.tools.toolbox.create_toolbox(home, settings)`` makes the real one.
+    """
 
     def open(self, spec: AgentSpec, journal: StepJournal) -> AbstractAsyncContextManager[OpenTools]:
         """Connect what ``spec`` names. Leaving the context releases everything.
 
         Raises: ToolsUnavailable when a server or the repository can't be had; nothing else is expected.
+        """
+        ...
+
+    async def call_once(self, action: CallTool, step: str, journal: StepJournal) -> ToolResult:
+        """Open what ``action`` names, call it once, release it: a ``tool`` node, without a model.
+
+        The loop records ``step`` around it. Raises: CancelledError only.
         """
         ...
 
