@@ -217,11 +217,14 @@ class HostLink:
 
     # --- feed -----------------------------------------------------------------------------------------
 
-    async def watch(self, execution_id: str, reader: _Reader) -> None:
-        """Put an execution on the feed; returns when what is committed from now on will come."""
+    async def watch(self, execution_id: str, reader: _Reader, *, deltas: bool = False) -> None:
+        """Put an execution on the feed; returns when what is committed from now on will come.
+
+        ``deltas``: the host also says again what text is on its way; the other readers drop what they have.
+        """
         self._readers.setdefault(execution_id, []).append(reader)
         watch = self._watches.get(execution_id)
-        if watch is None:
+        if watch is None or (deltas and watch.done()):
             work = self._watch(execution_id)
             watch = self._watches[execution_id] = asyncio.get_running_loop().create_task(work)
             watch.add_done_callback(lambda done: self._watched(execution_id, done))
@@ -375,7 +378,8 @@ class ExecutionClient:
     ) -> AsyncIterator[Recorded | Delta]:
         """The execution's events behind ``after``: from the log, then live; ends after the terminal one.
 
-        No gap, no duplicate. ``deltas``: pieces of text too, which are never replayed.
+        No gap, no duplicate. ``deltas``: pieces of text on its way too; what was produced before comes as one
+        piece, and a piece may come twice: its ``offset`` says what is new.
         Raises: LaggedBehind, NotFound, Unavailable.
         """
         version = 0
@@ -396,7 +400,7 @@ class ExecutionClient:
                 if link is None or link.is_closed:
                     if not page and version == 0:
                         raise NotFound("execution not found")
-                    link = await self._watched_by(execution_id, reader)
+                    link = await self._watched_by(execution_id, reader, deltas)
                     if link is None:
                         await asyncio.sleep(AWAY_SECONDS)
                     continue  # what was committed before the watch began is in the log
@@ -420,14 +424,14 @@ class ExecutionClient:
             if link is not None:
                 link.unwatch(execution_id, reader)
 
-    async def _watched_by(self, execution_id: str, reader: _Reader) -> HostLink | None:
+    async def _watched_by(self, execution_id: str, reader: _Reader, deltas: bool) -> HostLink | None:
         """The host that now feeds ``reader``; None while the execution's host is away."""
         link = await self._owner_link(execution_id)
         if link is None:
             return None
         try:
             async with asyncio.timeout(WATCH_SECONDS_MAX):
-                await link.watch(execution_id, reader)
+                await link.watch(execution_id, reader, deltas=deltas)
         except (Unavailable, TimeoutError):
             link.unwatch(execution_id, reader)
             return None

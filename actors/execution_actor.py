@@ -24,6 +24,7 @@ import msgspec
 from actors.messages import Reply
 from actors.scope import ScopeBuilder
 from actors.step_call import StepOutcome
+from actors.step_values import is_surely_small, step_error
 from actors.writer import Committed
 from runtime import commands, events, scheduling
 from runtime.commands import Command
@@ -37,8 +38,6 @@ from runtime.state import ExecutionState, NodeState
 
 BURST_STEPS_MAX = 64
 """Pure nodes run in one go before other executions of the host get their turn."""
-
-ERROR_MESSAGE_CHARS_MAX = 2_000
 
 STOP_SECONDS_MAX = 15.0
 """How long running nodes get to stop after an accepted cancellation (gateway rule G7), killing included."""
@@ -596,15 +595,3 @@ def _current_task() -> "asyncio.Task[Any] | None":
         return asyncio.current_task()
     except RuntimeError:
         return None
-
-
-def is_surely_small(value: Json) -> bool:
-    """Cheap test that spares encoding a value only to learn that it is far below the claim-check bound."""
-    if isinstance(value, str):
-        return len(value) < 4_096
-    return value is None or isinstance(value, bool | int | float)
-
-
-def step_error(error: BaseException) -> StepError:
-    message = str(error) or type(error).__name__
-    return StepError(type=type(error).__name__, message=message[:ERROR_MESSAGE_CHARS_MAX])

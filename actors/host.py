@@ -30,9 +30,11 @@ from ray.actor import exit_actor
 
 from actors import messages
 from actors.admission import Admission
+from actors.agent_nodes import AgentNodes
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
 from actors.execution_actor import ExecutionActor
+from actors.host_config import HostConfig
 from actors.map_run import MapRun
 from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
 from actors.patience import until_available
@@ -44,7 +46,7 @@ from actors.step_call import StepOutcome
 from actors.structured_logs import configure_host
 from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
-from actors.worker_pool import PoolSettings, WorkerPool
+from actors.worker_pool import WorkerPool
 from actors.writer import Committed, GroupCommitWriter
 from runtime import commands, execution, scheduling
 from runtime.blob_store import BlobStore
@@ -61,7 +63,7 @@ from runtime.errors import (
 from runtime.event_log import Append, Chain, EventLog, Recorded
 from runtime.events import BlobRef, Json, StepError
 from runtime.ids import SECOND, FlowId, FlowVersion, HostName, Micros, NodeId, TenantId
-from runtime.plan import Action, MapOver, Plan, Step
+from runtime.plan import Action, CallTool, MapOver, Plan, RunAgent, Step
 from runtime.state import ExecutionState, NodeState
 
 log = structlog.get_logger(__name__)
@@ -79,28 +81,6 @@ REVIVE_SECONDS = 0.2
 
 ACTIVATIONS_MAX = 5
 """Times a message finds its execution leaving memory before it is refused (``Unavailable``)."""
-
-
-class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a host needs to know; travels as JSON.
-
-    ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
-    place; beyond it a start is refused (``Overloaded``). ``egress_allow``: private networks and hosts that
-    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``log_file``: empty leaves logging as it
-    is. ``dedicated``: lives for one execution and ends with it.
-    """
-
-    name: str
-    store: dict[str, str]
-    blob_url: str
-    running_max: int = 1_000
-    queued_max: int = 20_000
-    files_root: str = ""
-    egress_allow: str = ""
-    log_file: str = ""
-    log_level: str = "info"
-    pool: PoolSettings = PoolSettings()
-    dedicated: bool = False
 
 
 class Host:
@@ -174,6 +154,7 @@ class Host:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._writer.close)
+        await self._agents.close()
         await self._performer.close()
         self._log.close()
         self._watchers.wake_all()
@@ -190,13 +171,15 @@ class Host:
         self._writer = GroupCommitWriter(self._log, loop, self._watchers.publish)
         # Workers open and store payloads where the host does.
         limits = msgspec.structs.replace(self.config.pool.limits, blob_url=self.config.blob_url)
+        blobs = BlobStore(self.config.blob_url)
         self._performer = Performer(
             WorkerPool(msgspec.structs.replace(self.config.pool, limits=limits)),
-            BlobStore(self.config.blob_url),
+            blobs,
             VettedClientFactory(self.config.egress_allow),
             self._files_root,
             self.owner,
         )
+        self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
         self.spawn(self._recover())
 
     async def _recover(self) -> None:
@@ -452,6 +435,7 @@ class Host:
         if self._actors.get(execution_id) is actor:
             del self._actors[execution_id]
             self._admission.release(execution_id)
+            self._watchers.forget_texts(execution_id)
         timer = self._timers.pop(actor, None)
         if timer is not None:
             timer.cancel()
@@ -494,6 +478,9 @@ class Host:
             # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
             self._state = "leaving"
             self._watchers.wake_all()
+
+    def delta(self, execution_id: str, node_id: NodeId, step: str, offset: int, text: str) -> None:
+        self._watchers.delta(messages.Delta(execution_id, node_id, step, offset, text))
 
     def fenced(self, actor: ExecutionActor) -> None:
         """Somebody else wrote the stream. Forget it, unless the log says that it is still ours."""
@@ -565,6 +552,8 @@ class Host:
     async def perform(self, actor: ExecutionActor, step: Step, attempt: int, action: Action) -> StepOutcome:
         if isinstance(action, MapOver):
             return await MapRun(actor, self._performer, step, attempt, action).run()
+        if isinstance(action, RunAgent | CallTool):
+            return await self._agents.run(actor, step, attempt, action)
         return await self._performer.perform(
             action,
             Attempt(

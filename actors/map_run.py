@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from actors.execution_actor import ExecutionActor, is_surely_small, step_error
+from actors.execution_actor import ExecutionActor
 from actors.performer import Attempt, Performer
 from actors.step_call import StepOutcome
+from actors.step_values import is_surely_small, step_error
 from runtime.errors import DomainError
 from runtime.events import ItemOutcome, Json, StepError
 from runtime.ids import SECOND, Micros

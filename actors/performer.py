@@ -22,11 +22,13 @@ from runtime.ids import ExecutionId, NodeId
 from runtime.plan import (
     Action,
     CallFunction,
+    CallTool,
     HttpRequest,
     MapOver,
     Output,
     ReadText,
     Resources,
+    RunAgent,
     StartChild,
     Wait,
 )
@@ -104,7 +106,7 @@ class Performer:
     async def _perform(self, action: Action, attempt: Attempt) -> StepOutcome:
         match action:
             case CallFunction():
-                return await self._call(
+                return await self.call(
                     StepCall(
                         execution_id=ExecutionId(attempt.execution_id),
                         node_id=attempt.node_id,
@@ -127,13 +129,14 @@ class Performer:
                 return StepOutcome(output=text, where=self._where, started=True)
             case Output():
                 return StepOutcome(output=action.value, where=self._where, started=True)
-            case Wait() | StartChild() | MapOver():
+            case Wait() | StartChild() | MapOver() | RunAgent() | CallTool():
                 error = StepError(type="InvalidAction", message="this kind can't stand inside a map")
                 return self._failed(error)
             case _:
                 assert_never(action)
 
-    async def _call(self, call: StepCall) -> StepOutcome:
+    async def call(self, call: StepCall) -> StepOutcome:
+        """Call a Python function in a worker process. Raises: CancelledError only."""
         while True:
             try:
                 return await self._pool.run(call)

@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 
 from actors import messages, ray_cluster
 from actors.client import ExecutionClient, HostLink
-from actors.host import ExecutionHost, HostConfig
+from actors.host import ExecutionHost
+from actors.host_config import HostConfig
 from actors.ray_cluster import NAMESPACE
 from actors.ray_settings import RaySettings
 from runtime.errors import DomainError, Overloaded, Unavailable

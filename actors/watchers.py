@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from actors.messages import Delta, FeedBatch
 from runtime.event_log import Recorded
-from runtime.events import TERMINAL_EVENTS
+from runtime.events import TERMINAL_EVENTS, MessageRecorded, StepRetried
 
 WAITING_ITEMS_MAX = 20_000
 """Items kept for one gateway between two polls."""
@@ -20,6 +20,28 @@ SILENT_SECONDS_MAX = 120.0
 """A gateway that has not polled for this long is forgotten."""
 
 _TERMINAL_TOPICS = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
+_TEXT_TOPICS = frozenset((MessageRecorded.TOPIC, StepRetried.TOPIC))
+
+
+TEXT_CHARS_MAX = 1_000_000
+"""Text of one step kept for readers that come late; a longer one begins for them where this ends."""
+
+
+class _Text:
+    """What one step has produced so far."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.parts: list[str] = []
+        self.chars = 0
+
+    def add(self, offset: int, text: str) -> None:
+        if offset == 0:
+            self.parts.clear()
+            self.chars = 0
+        if offset == self.chars and self.chars < TEXT_CHARS_MAX:
+            self.parts.append(text)
+            self.chars += len(text)
 
 
 class _Gateway:
@@ -46,12 +68,16 @@ class Watchers:
         self._acquaintances = itertools.count(1)
         self._gateways: dict[str, _Gateway] = {}
         self._by_execution: dict[str, set[str]] = {}
+        self._texts: dict[str, dict[str, _Text]] = {}
 
     def watch(self, gateway_id: str, execution_ids: Iterable[str]) -> None:
         gateway = self._gateway(gateway_id)
         for execution_id in execution_ids:
             gateway.watched.add(execution_id)
             self._by_execution.setdefault(execution_id, set()).add(gateway_id)
+            for step, text in self._texts.get(execution_id, {}).items():
+                gateway.put(Delta(execution_id, text.node_id, step, 0, "".join(text.parts)))
+                gateway.news.set()
 
     def unwatch(self, gateway_id: str, execution_ids: Iterable[str]) -> None:
         for execution_id in execution_ids:
@@ -60,6 +86,9 @@ class Watchers:
     def publish(self, committed: Iterable[Recorded]) -> None:
         """Put committed events on the feeds of those who watch; an end ends the watch."""
         by_execution = self._by_execution
+        if self._texts:
+            committed = list(committed)
+            self._end_texts(committed)
         if not by_execution:
             return
         woken: set[str] = set()
@@ -77,10 +106,32 @@ class Watchers:
             self._gateways[gateway_id].news.set()
 
     def delta(self, delta: Delta) -> None:
-        """Put a piece of text on the feeds of those who watch its execution."""
+        """Put a piece of text on the feeds of those who watch its execution; who comes later gets it too."""
+        texts = self._texts.setdefault(delta.execution_id, {})
+        text = texts.get(delta.step)
+        if text is None:
+            text = texts[delta.step] = _Text(delta.node_id)
+        text.add(delta.offset, delta.text)
         for gateway_id in self._by_execution.get(delta.execution_id, ()):
             self._gateways[gateway_id].put(delta)
             self._gateways[gateway_id].news.set()
+
+    def forget_texts(self, execution_id: str) -> None:
+        """The execution ended or left this host: nobody produces its text here any more."""
+        self._texts.pop(execution_id, None)
+
+    def _end_texts(self, committed: Iterable[Recorded]) -> None:
+        """What is in the log now, or void, is no longer told to those who come late."""
+        for recorded in committed:
+            texts = self._texts.get(recorded.originator_id)
+            if texts is None:
+                continue
+            if recorded.topic in _TERMINAL_TOPICS:
+                del self._texts[recorded.originator_id]
+            elif recorded.topic in _TEXT_TOPICS:
+                event = recorded.event()
+                assert isinstance(event, MessageRecorded | StepRetried)
+                texts.pop(event.step, None)
 
     def wake_all(self) -> None:
         """Answer every poll now."""

@@ -45,8 +45,9 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     # Ray's start is mostly waiting for its servers: what they need from here is imported meanwhile.
     ray_start = asyncio.create_task(asyncio.to_thread(cluster.start, ray))
     await asyncio.to_thread(import_module, "actors.supervision")
+    from actors.agents.home import AgentSettings
     from actors.client import ExecutionClient
-    from actors.host import HostConfig
+    from actors.host_config import HostConfig
     from actors.step_call import WorkerLimits
     from actors.supervision import Supervisor
     from actors.worker_pool import PoolSettings
@@ -68,6 +69,18 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
                     memory_max_mb=settings.worker_memory_max_mb,
                     grace_seconds=GRACE_SECONDS,
                 ),
+            ),
+            agents=AgentSettings(
+                model=settings.model,
+                model_url=settings.model_url,
+                models_file=settings.models_path,
+                secret_key_file=settings.secret_key_file,
+                checkouts=settings.checkouts,
+                tool_allow=",".join(settings.tool_allow),
+                model_calls_max=settings.model_calls_max,
+                mcp_processes_max=settings.mcp_processes_max,
+                checkout_bytes_max=settings.checkout_bytes_max,
+                checkout_seconds_max=settings.checkout_seconds_max,
             ),
             log_file=settings.host_logs,
             log_level=settings.log_level,

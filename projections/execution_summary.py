@@ -26,6 +26,7 @@ class ExecutionRow(msgspec.Struct, frozen=True):
 
     ``input``, ``input_ref``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of
     the last event.
+    ``subject``: the resource it is a run of, or empty. ``cost`` in US dollars.
     ``wake_at``: the next time something is due by itself (a timer, a retry, the deadline).
     """
 
@@ -46,6 +47,7 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     input_ref: str | None
     files: str
     deadline_at: int | None
+    subject: str
     status: str
     progress: float
     current_node: str | None
@@ -64,6 +66,13 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     error_type: str | None
     error_message: str | None
     failed_node: str | None
+    model_calls: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost: float
+    cost_known: int
 
 
 CREATE = (
@@ -86,6 +95,7 @@ CREATE = (
         input_ref TEXT,
         files TEXT NOT NULL,
         deadline_at BIGINT,
+        subject TEXT NOT NULL,
         status TEXT NOT NULL,
         progress DOUBLE PRECISION NOT NULL,
         current_node TEXT,
@@ -103,13 +113,22 @@ CREATE = (
         output_ref TEXT,
         error_type TEXT,
         error_message TEXT,
-        failed_node TEXT
+        failed_node TEXT,
+        model_calls BIGINT NOT NULL,
+        input_tokens BIGINT NOT NULL,
+        output_tokens BIGINT NOT NULL,
+        cache_read_tokens BIGINT NOT NULL,
+        cache_write_tokens BIGINT NOT NULL,
+        cost DOUBLE PRECISION NOT NULL,
+        cost_known BIGINT NOT NULL
     )
     """,
     "CREATE INDEX IF NOT EXISTS executions_by_tenant ON executions (tenant, created_at, execution_id)",
     "CREATE INDEX IF NOT EXISTS executions_by_time ON executions (created_at, execution_id)",
     "CREATE INDEX IF NOT EXISTS executions_open ON executions (owner, execution_id) WHERE ended_at IS NULL",
     "CREATE INDEX IF NOT EXISTS executions_unfinished ON executions (tenant) WHERE ended_at IS NULL",
+    "CREATE INDEX IF NOT EXISTS executions_by_subject ON executions (tenant, subject, created_at)"
+    " WHERE subject <> ''",
     "CREATE INDEX IF NOT EXISTS executions_due ON executions (owner, wake_at) WHERE wake_at IS NOT NULL",
 )
 
@@ -149,6 +168,7 @@ def row(state: ExecutionState, position: int) -> Row:
         None if state.input_ref is None else _encode(state.input_ref).decode(),
         _encode(state.files).decode() if state.files else "[]",
         state.deadline_at,
+        state.subject,
         state.status,
         state.progress,
         state.current_node,
@@ -167,6 +187,13 @@ def row(state: ExecutionState, position: int) -> Row:
         None if error is None else _text(error.type),
         None if error is None else _text(error.message),
         state.failed_node or None,
+        state.model_calls,
+        state.input_tokens,
+        state.output_tokens,
+        state.cache_read_tokens,
+        state.cache_write_tokens,
+        state.cost,
+        1 if state.cost_known else 0,
     )
 
 
@@ -178,6 +205,21 @@ def _text(value: str) -> str:
 def get(store: Reader, execution_id: str) -> ExecutionRow | None:
     found = store.query(f"{_SELECT} WHERE execution_id = ?", (execution_id,))
     return ExecutionRow(*found[0]) if found else None
+
+
+def runs_of(
+    store: Reader, tenant: str, subject: str, limit: int = SEARCH_MAX, before: int | None = None
+) -> list[ExecutionRow]:
+    """The runs of a resource (``workflow:<id>``), newest first; ``before``: created earlier than that."""
+    older = "" if before is None else " AND created_at < ?"
+    params: tuple[object, ...] = (tenant, subject) if before is None else (tenant, subject, before)
+    found = store.query(
+        # The second condition is the partial index's own.
+        f"{_SELECT} WHERE tenant = ? AND subject = ? AND subject <> ''{older}"
+        " ORDER BY created_at DESC, execution_id DESC LIMIT ?",
+        (*params, max(1, min(limit, SEARCH_MAX))),
+    )
+    return [ExecutionRow(*values) for values in found]
 
 
 def open_executions(
@@ -244,6 +286,7 @@ _FILTERS: Mapping[str, str] = {
     "status": "status = ?",
     "owner": "owner = ?",
     "parent_id": "parent_id = ?",
+    "subject": "subject = ? AND subject <> ''",
     "correlation_id": "correlation_id = ?",
     "created_from": "created_at >= ?",
     "created_until": "created_at < ?",

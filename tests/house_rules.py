@@ -119,16 +119,23 @@ ROOMS: Mapping[str, Room] = {
             {
                 "fsspec",
                 "httpcore",
+                "httpcore2",
                 "httpx",
+                "httpx2",
                 "httpx_sse",
+                "mcp",
                 "msgspec",
+                "openai",
                 "opentelemetry",
                 "prometheus_client",
                 "psutil",
+                "pydantic",
+                "pydantic_ai",
                 "ray",
                 "structlog",
                 "tenacity",
                 "uuid_utils",
+                "yaml",
             }
         ),
         refused=frozenset({"sqlite3"}),
@@ -160,7 +167,8 @@ ROOMS: Mapping[str, Room] = {
             "gateway.telemetry": frozenset({"actors.structured_logs"}),
             "gateway.hosts": frozenset(
                 {
-                    "actors.host",
+                    "actors.agents.home",
+                    "actors.host_config",
                     "actors.ray_cluster",
                     "actors.ray_settings",
                     "actors.step_call",

@@ -14,7 +14,8 @@ import msgspec
 import uuid_utils
 
 from actors import messages
-from actors.host import Host, HostConfig
+from actors.host import Host
+from actors.host_config import HostConfig
 from actors.messages import Answer, ExternalCommand, HostStatus, Refusal, Reply, Send, Start
 from runtime import commands, events
 from runtime.administration import fold_flow

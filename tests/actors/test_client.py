@@ -339,10 +339,10 @@ def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
             seen.extend([await anext(stream) for _ in range(3)])
             waiting = asyncio.ensure_future(anext(stream))
             await until(lambda: host.is_watched(execution_id), "the follower watches")
-            host.tell(Delta(execution_id, "n", "first"))
-            assert await waiting == Delta(execution_id, "n", "first")
+            host.tell(Delta(execution_id, "n", "model-1", 0, "first"))
+            assert await waiting == Delta(execution_id, "n", "model-1", 0, "first")
             for n in range(50):
-                host.tell(Delta(execution_id, "n", str(n)))
+                host.tell(Delta(execution_id, "n", "model-1", n, str(n)))
             polls = gateway.handles["host-0"].polls
             await until(lambda: gateway.handles["host-0"].polls >= polls + 2, "the feed has been read")
             with pytest.raises(LaggedBehind):

@@ -15,7 +15,7 @@ import ray
 from actors import client as client_module
 from actors import supervision
 from actors.client import ExecutionClient
-from actors.host import HostConfig
+from actors.host_config import HostConfig
 from actors.ray_settings import RaySettings
 from actors.supervision import NAMESPACE, Supervisor
 from runtime.blob_store import BlobStore

@@ -7,7 +7,9 @@ import pytest
 from actors import watchers
 from actors.messages import Delta
 from actors.watchers import Watchers
+from runtime.codec import encode
 from runtime.event_log import Recorded
+from runtime.events import MessageRecorded
 from runtime.ids import Position
 from tests.actors.household import run
 
@@ -35,10 +37,56 @@ def test_a_poll_waits_for_news() -> None:
         feed.watch("g1", ["e1"])
         poll = asyncio.ensure_future(feed.poll("g1", 60))
         await asyncio.sleep(0)
-        feed.delta(Delta("e2", "n", "not watched"))
+        feed.delta(Delta("e2", "n", "model-1", 0, "not watched"))
         assert not poll.done()
-        feed.delta(Delta("e1", "n", "hello"))
-        assert (await poll).items == (Delta("e1", "n", "hello"),)
+        feed.delta(Delta("e1", "n", "model-1", 0, "hello"))
+        assert (await poll).items == (Delta("e1", "n", "model-1", 0, "hello"),)
+
+    run(story())
+
+
+def message(execution_id: str, version: int, step: str) -> Recorded:
+    recorded = MessageRecorded(
+        originator_id=execution_id, originator_version=version, at=1, node_id="n", step=step, role="assistant"
+    )
+    return Recorded(Position(version), execution_id, version, MessageRecorded.TOPIC, encode(recorded, ""))
+
+
+def test_who_comes_late_gets_the_text_on_its_way_as_one_piece() -> None:
+    async def story() -> None:
+        feed = Watchers("i")
+        feed.delta(Delta("e1", "n", "model-1", 0, "hel"))
+        feed.delta(Delta("e1", "n", "model-1", 3, "lo"))
+        feed.watch("g1", ["e1"])
+        feed.delta(Delta("e1", "n", "model-1", 5, "!"))
+        assert (await feed.poll("g1", 0)).items == (
+            Delta("e1", "n", "model-1", 0, "hello"),
+            Delta("e1", "n", "model-1", 5, "!"),
+        )
+
+    run(story())
+
+
+def test_text_that_is_in_the_log_is_not_told_to_who_comes_late() -> None:
+    async def story() -> None:
+        feed = Watchers("i")
+        feed.delta(Delta("e1", "n", "model-1", 0, "done"))
+        feed.delta(Delta("e1", "n", "guard-1", 0, "on its way"))
+        feed.delta(Delta("e2", "n", "model-1", 0, "gone"))
+        feed.publish([message("e1", 2, "model-1"), event("e2", 2, "execution.completed")])
+        feed.watch("g1", ["e1", "e2"])
+        assert (await feed.poll("g1", 0)).items == (Delta("e1", "n", "guard-1", 0, "on its way"),)
+
+    run(story())
+
+
+def test_a_step_that_begins_again_voids_its_text() -> None:
+    async def story() -> None:
+        feed = Watchers("i")
+        feed.delta(Delta("e1", "n", "model-1", 0, "first try"))
+        feed.delta(Delta("e1", "n", "model-1", 0, "second"))
+        feed.watch("g1", ["e1"])
+        assert (await feed.poll("g1", 0)).items == (Delta("e1", "n", "model-1", 0, "second"),)
 
     run(story())
 

@@ -15,7 +15,8 @@ import msgspec
 
 from actors.client import ExecutionClient, HostLink
 from actors.egress_transport import VettedClientFactory
-from actors.host import Host, HostConfig
+from actors.host import Host
+from actors.host_config import HostConfig
 from actors.performer import Performer
 from actors.step_call import StepCall, StepOutcome
 from actors.supervision import Readiness

@@ -1,0 +1,87 @@
+"""The agent nodes of one host: what the agent loop needs here, and the loop itself, once there is such a node.
+
+The loop's libraries take a second and 70 MB, so they are imported with the first agent node, on a thread.
+"""
+
+import asyncio
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import httpx
+
+from actors.agents.home import AgentSettings
+from actors.children import Children, child_id
+from actors.egress_transport import VettedClientFactory
+from actors.execution_actor import ExecutionActor
+from actors.performer import Performer
+from actors.step_call import StepCall, StepOutcome
+from actors.step_journal import StepJournal
+from runtime.blob_store import BlobStore
+from runtime.events import BlobRef, Json
+from runtime.ids import NodeId
+from runtime.plan import CallTool, RunAgent, Step
+from runtime.state import ExecutionState, NodeState
+
+if TYPE_CHECKING:
+    from actors.agents.service import AgentService
+
+
+class AgentNodes:
+    """Implements ``agents.home.AgentHome``; lives on the host's loop."""
+
+    def __init__(
+        self, performer: Performer, children: Children, blobs: BlobStore, settings: AgentSettings, where: str
+    ) -> None:
+        self._performer = performer
+        self._children = children
+        self._settings = settings
+        self._http: httpx.AsyncClient | None = None
+        self._opening: asyncio.Task[AgentService] | None = None
+        self.blobs = blobs
+        self.where = where
+
+    async def run(
+        self, actor: ExecutionActor, step: Step, attempt: int, action: RunAgent | CallTool
+    ) -> StepOutcome:
+        """One attempt of an agent node. Raises: CancelledError only."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        service = await asyncio.shield(self._opening)
+        return await service.run(action, StepJournal(actor, step.node_id, attempt), step.timeout_seconds)
+
+    async def _open(self) -> "AgentService":
+        module = await asyncio.to_thread(import_module, "actors.agents.service")
+        service: AgentService = module.AgentService(self, self._settings)
+        return service
+
+    async def close(self) -> None:
+        if self._opening is not None and self._opening.done() and self._opening.exception() is None:
+            await self._opening.result().close()
+        if self._http is not None:
+            await self._http.aclose()
+
+    # --- what the loop needs --------------------------------------------------------------------------
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        if self._http is None:
+            self._http = VettedClientFactory(self._settings.tool_allow)()
+        return self._http
+
+    async def call_function(self, call: StepCall) -> StepOutcome:
+        return await self._performer.call(call)
+
+    async def run_child_flow(
+        self, parent: ExecutionState, node_id: NodeId, child_id: str, flow_id: str, arguments: Json
+    ) -> StepOutcome:
+        node = NodeState(status="waiting", child_id=child_id, child_flow=flow_id, child_input=arguments)
+        return await self._children.run(parent, node_id, node)
+
+    def child_id(self, parent: ExecutionState, node_id: NodeId, attempt: int) -> str:
+        return child_id(parent.execution_id, node_id, attempt)
+
+    async def load(self, ref: BlobRef) -> Json:
+        return await self._performer.load(ref)
+
+    async def store_if_large(self, value: Json) -> BlobRef | None:
+        return await self._performer.store_if_large(value)

@@ -1,0 +1,29 @@
+"""What a host is told when it is made; travels as JSON, so it holds no secret beyond the store's address."""
+
+import msgspec
+
+from actors.agents.home import AgentSettings
+from actors.worker_pool import PoolSettings
+
+
+class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a host needs to know; travels as JSON.
+
+    ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
+    place; beyond it a start is refused (``Overloaded``). ``egress_allow``: private networks and hosts that
+    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``log_file``: empty leaves logging as it
+    is. ``dedicated``: lives for one execution and ends with it.
+    """
+
+    name: str
+    store: dict[str, str]
+    blob_url: str
+    running_max: int = 1_000
+    queued_max: int = 20_000
+    files_root: str = ""
+    egress_allow: str = ""
+    log_file: str = ""
+    log_level: str = "info"
+    pool: PoolSettings = PoolSettings()
+    agents: AgentSettings = AgentSettings()
+    dedicated: bool = False
