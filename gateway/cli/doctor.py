@@ -32,7 +32,7 @@ class Finding(NamedTuple):
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check Python, Ray, the store, the port, disk and blobs, and say what to do."""
+    """Check Python, Ray, the store, the port, disk, blobs and the model, and say what to do."""
     from gateway.cli.connection import waiting
     from gateway.cli.output import print_json
     from gateway.cli.settings import load_settings
@@ -202,6 +202,13 @@ def _blobs(settings: Settings) -> Finding:
     return Finding("Blobs", url)
 
 
+def _model(settings: Settings) -> Finding:
+    from gateway.cli.model_check import check_model
+
+    # Never fatal: without a model the server runs everything but agents.
+    return Finding("Model", *check_model(settings), fatal=False)
+
+
 CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _python,
     _ray,
@@ -211,4 +218,5 @@ CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _disk,
     _shared_memory,
     _blobs,
+    _model,
 )

@@ -36,15 +36,24 @@ Store = Annotated[
     str | None,
     typer.Option(help="postgresql://... in place of the embedded store.", show_default=False),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Default model of agents: a name at HELIOGRAPH_MODEL_URL, provider:name, or offline.",
+        show_default=False,
+    ),
+]
 
 
-def serve(host: Host = None, port: Port = None, data_dir: DataDir = None, store: Store = None) -> None:
+def serve(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, store: Store = None, model: Model = None
+) -> None:
     """Start the server: gateway, Ray and the store, in one process tree."""
     from gateway.cli.output import note
     from gateway.cli.settings import load_settings
 
     folder = None if data_dir is None else str(data_dir)
-    settings = load_settings(host=host, port=port, data_dir=folder, store=store)
+    settings = load_settings(host=host, port=port, data_dir=folder, store=store, model=model)
     refuse_taken_port(settings)
     _refuse_unusable_store(settings)
 
