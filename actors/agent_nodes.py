@@ -1,4 +1,4 @@
-"""The agent nodes of one host: what the agent loop needs here, and the loop itself, once there is such a node.
+"""The agent nodes of one host: what the agent loop needs here, and the loop itself once there is such a node.
 
 The loop's libraries take a second and 70 MB, so they are imported with the first agent node, on a thread.
 """

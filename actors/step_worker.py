@@ -32,6 +32,16 @@ from actors.step_execution import AsyncSteps, execute, format_stack
 from runtime.events import StepError
 
 
+NOT_FOR_FUNCTIONS = (
+    "HELIOGRAPH_MODEL_KEY",
+    "HELIOGRAPH_SECRET_KEY",
+    "HELIOGRAPH_STORE",
+    "HELIOGRAPH_WEBHOOK_SECRETS",
+)
+"""Taken out of a worker's environment, so that a function that prints or passes on its environment gives
+none away. No wall against malice: a worker runs as the server's user."""
+
+
 class StepWorker:
     """Runs batches of ``StepCall``; a plain class, so that it works without Ray.
 
@@ -58,6 +68,8 @@ class StepWorker:
         self._thread = 0
         self._threads_before = threading.active_count()
         if own_process:
+            for name in NOT_FOR_FUNCTIONS:
+                os.environ.pop(name, None)
             allow_memory(self._limits.memory_max_mb)
             self._address = msgspec.structs.replace(self._address, stderr_path=leave_last_words())
         self._capture.install()

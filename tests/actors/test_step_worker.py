@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 import sys
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -397,3 +399,15 @@ def test_a_worker_that_grew_too_large_asks_to_be_replaced(blobs: BlobsInMemory) 
         assert "memory" in run_batch(worker, [call("echo", {"value": 1})]).retire
     finally:
         worker.close()
+
+
+def test_a_worker_process_has_none_of_the_servers_secrets_in_its_environment() -> None:
+    program = (
+        "import os, sys\n"
+        "from actors import step_call\n"
+        "from actors.step_worker import NOT_FOR_FUNCTIONS, StepWorker\n"
+        "os.environ.update(dict.fromkeys(NOT_FOR_FUNCTIONS, 'secret'), OTHER='kept')\n"
+        "StepWorker(step_call.encode(step_call.WorkerLimits()))\n"
+        "os._exit('OTHER' not in os.environ or 'secret' in os.environ.values())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

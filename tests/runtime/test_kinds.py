@@ -65,7 +65,9 @@ def branch(**inputs: Any) -> Action:
 
 def test_the_table_names_the_kinds_of_the_format() -> None:
     assert list(KINDS) == [
+        "agent",
         "branch",
+        "chat_model",
         "flow",
         "http_request",
         "map",
@@ -74,6 +76,7 @@ def test_the_table_names_the_kinds_of_the_format() -> None:
         "sleep",
         "template",
         "text_file",
+        "tool",
         "wait_for_signal",
     ]
 
