@@ -13,14 +13,14 @@ from actors.agents.home import AgentSettings
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
 from actors.execution_actor import ExecutionActor
-from actors.performer import Performer
+from actors.performer import Attempt, Performer
 from actors.step_call import StepCall, StepOutcome
 from actors.step_journal import StepJournal
 from runtime.blob_store import BlobStore
 from runtime.events import BlobRef, Json
 from runtime.ids import NodeId
-from runtime.plan import CallTool, RunAgent, Step
-from runtime.state import ExecutionState, NodeState
+from runtime.plan import CallTool, RunAgent
+from runtime.state import ExecutionState, NodeState, item_prefix
 
 if TYPE_CHECKING:
     from actors.agents.service import AgentService
@@ -40,14 +40,14 @@ class AgentNodes:
         self.blobs = blobs
         self.where = where
 
-    async def run(
-        self, actor: ExecutionActor, step: Step, attempt: int, action: RunAgent | CallTool
-    ) -> StepOutcome:
-        """One attempt of an agent node. Raises: CancelledError only."""
+    async def run(self, actor: ExecutionActor, action: RunAgent | CallTool, attempt: Attempt) -> StepOutcome:
+        """One attempt of an agent node, or of one item of a map. Raises: CancelledError only."""
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.get_running_loop().create_task(self._open())
         service = await asyncio.shield(self._opening)
-        return await service.run(action, StepJournal(actor, step.node_id, attempt), step.timeout_seconds)
+        prefix = "" if attempt.index is None else item_prefix(attempt.index)
+        journal = StepJournal(actor, attempt.node_id, attempt.attempt, prefix)
+        return await service.run(action, journal, attempt.timeout_seconds)
 
     async def _open(self) -> "AgentService":
         module = await asyncio.to_thread(import_module, "actors.agents.service")

@@ -551,10 +551,9 @@ class Host:
 
     async def perform(self, actor: ExecutionActor, step: Step, attempt: int, action: Action) -> StepOutcome:
         if isinstance(action, MapOver):
-            return await MapRun(actor, self._performer, step, attempt, action).run()
-        if isinstance(action, RunAgent | CallTool):
-            return await self._agents.run(actor, step, attempt, action)
-        return await self._performer.perform(
+            return await MapRun(actor, self, step, attempt, action).run()
+        return await self.perform_item(
+            actor,
             action,
             Attempt(
                 execution_id=actor.state.execution_id,
@@ -566,6 +565,11 @@ class Host:
                 files=actor.state.files,
             ),
         )
+
+    async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome:
+        if isinstance(action, RunAgent | CallTool):
+            return await self._agents.run(actor, action, attempt)
+        return await self._performer.perform(action, attempt)
 
     async def load(self, ref: BlobRef) -> Json:
         return await self._performer.load(ref)

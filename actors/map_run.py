@@ -7,18 +7,18 @@ the items. Retries of one item are not recorded one by one; its last outcome is.
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from actors.execution_actor import ExecutionActor
-from actors.performer import Attempt, Performer
+from actors.performer import Attempt
 from actors.step_call import StepOutcome
 from actors.step_values import is_surely_small, step_error
 from runtime.errors import DomainError
-from runtime.events import ItemOutcome, Json, StepError
+from runtime.events import BlobRef, ItemOutcome, Json, StepError
 from runtime.ids import SECOND, Micros
-from runtime.plan import MapOver, Output, Step
+from runtime.plan import Action, MapOver, Output, Step
 
 PROGRESS_ITEMS_MAX = 100
 PROGRESS_SECONDS_MAX = 0.25
@@ -31,6 +31,14 @@ INLINE_ITEMS_TURN = 50
 """Pure items computed before other executions of the host get their turn."""
 
 
+class Hands(Protocol):
+    """What a map needs of its host."""
+
+    async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome: ...
+    async def load(self, ref: BlobRef) -> Json: ...
+    async def store_if_large(self, value: Json) -> BlobRef | None: ...
+
+
 class _FirstFailure(Exception):
     """Stops the other lanes of a map that fails as a whole."""
 
@@ -41,13 +49,13 @@ class MapRun:
     def __init__(
         self,
         actor: ExecutionActor,
-        performer: Performer,
+        hands: Hands,
         step: Step,
         attempt: int,
         action: MapOver,
     ) -> None:
         self._actor = actor
-        self._performer = performer
+        self._hands = hands
         self._step = step
         self._attempt = attempt
         self._action = action
@@ -134,13 +142,13 @@ class MapRun:
             files=self._actor.state.files,
             index=index,
         )
-        return await self._with_claim_check(await self._performer.perform(action, attempt))
+        return await self._with_claim_check(await self._hands.perform_item(self._actor, action, attempt))
 
     async def _with_claim_check(self, outcome: StepOutcome) -> StepOutcome:
         if outcome.error is not None or outcome.output_ref is not None or is_surely_small(outcome.output):
             return outcome
         try:
-            ref = await self._performer.store_if_large(outcome.output)
+            ref = await self._hands.store_if_large(outcome.output)
         except (DomainError, TypeError, ValueError) as error:
             return msgspec.structs.replace(outcome, output=None, error=step_error(error))
         return outcome if ref is None else msgspec.structs.replace(outcome, output=None, output_ref=ref)
@@ -179,7 +187,7 @@ class MapRun:
                     }
                 )
             elif outcome.output_ref is not None:
-                results.append(await self._performer.load(outcome.output_ref))
+                results.append(await self._hands.load(outcome.output_ref))
             else:
                 results.append(outcome.output)
         return {"results": results, "errors": errors}

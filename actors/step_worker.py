@@ -31,7 +31,6 @@ from actors.step_context import StepContext
 from actors.step_execution import AsyncSteps, execute, format_stack
 from runtime.events import StepError
 
-
 NOT_FOR_FUNCTIONS = (
     "HELIOGRAPH_MODEL_KEY",
     "HELIOGRAPH_SECRET_KEY",

@@ -296,7 +296,7 @@ class StepRetried(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MessageRecorded(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A step's answer, once and for good: a replay takes it from here. Token deltas were only on the live feed.
+    """A step's answer, once and for good: a replay takes it from here. Deltas were only on the live feed.
 
     ``content``: the text (or a tool's result); ``content_ref`` instead when it is large. ``raw``: the
     answer as the model library needs it back, when that is more than the rest says. ``name``: the tool

@@ -12,7 +12,7 @@ from runtime import events
 from runtime.errors import Diverged
 from runtime.events import Event
 from runtime.ids import SECOND, Micros, NodeId
-from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status, StepState
+from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status, StepState, item_prefix
 
 
 def begin(event: Event) -> ExecutionState:
@@ -273,9 +273,19 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
             )
         case events.NodeProgressed():
             outcomes = {**before.outcomes, **{item.index: item for item in event.items}}
-            return replace(before, outcomes=outcomes, total=event.total)
+            return replace(
+                before, outcomes=outcomes, total=event.total, steps=_without_items(before.steps, event)
+            )
         case events.TimerFired():
             return replace(before, wake_at=None)
+
+
+def _without_items(steps: Mapping[str, StepState], event: events.NodeProgressed) -> Mapping[str, StepState]:
+    """The steps of items that are not done yet: those of the others are never asked for again."""
+    if not steps:
+        return steps
+    done = {item_prefix(item.index) for item in event.items}
+    return {name: step for name, step in steps.items() if name[: name.find(".") + 1] not in done}
 
 
 def _is_active(node: NodeState | None) -> bool:

@@ -73,6 +73,11 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     steps: Mapping[str, StepState] = {}
 
 
+def item_prefix(index: int) -> str:
+    """What the steps of one item of a map begin with: their names are unique in the whole node."""
+    return f"{index}."
+
+
 class ReceivedSignal(msgspec.Struct, frozen=True):
     signal_id: str
     name: str

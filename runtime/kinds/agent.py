@@ -69,4 +69,4 @@ def spec_of(fields: dict[str, Any]) -> AgentSpec:
         raise ValueError(str(error)) from None
 
 
-KIND = Kind(config=Config, bind=bind)
+KIND = Kind(config=Config, bind=bind, in_map=True)

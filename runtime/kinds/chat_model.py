@@ -22,4 +22,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | str | None = None
 
 
-KIND = Kind(config=Config, bind=partial(agent.bind, plain=True))
+KIND = Kind(config=Config, bind=partial(agent.bind, plain=True), in_map=True)

@@ -44,4 +44,4 @@ def bind(config: Config, binder: Binder) -> Act:
     return act
 
 
-KIND = Kind(config=Config, bind=bind)
+KIND = Kind(config=Config, bind=bind, in_map=True)

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import sys
 import subprocess
 import sys
 import threading
