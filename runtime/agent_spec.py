@@ -21,7 +21,12 @@ ResultBytes = Annotated[int, msgspec.Meta(ge=256, le=8 * 1024 * 1024)]
 
 
 class _Tool(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="kind"
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    tag_field="kind",
 ):
     """``timeout_seconds``: for one call. ``result_bytes_max``: a longer result is cut, and says so."""
 
