@@ -34,6 +34,8 @@ from gateway.limits import Limits
 from gateway.log_metrics import LogMetrics
 from gateway.metrics import Metrics
 from gateway.reads import Reads
+from gateway.registry import CREATE as CREATE_NAMES
+from gateway.registry import Registry
 from gateway.routes import Dialect
 from gateway.settings import SettingFault, Settings
 from gateway.webhook_signing import Signatures, stored_secret
@@ -159,7 +161,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
     env = store_env(settings.store_url)
     event_log = EventLog.open(env)
     store = ReadStore.over(event_log)
-    for statement in (*CREATE_IDEMPOTENCY, *CREATE_CLAIMS):
+    for statement in (*CREATE_IDEMPOTENCY, *CREATE_CLAIMS, *CREATE_NAMES):
         store.execute(statement)
     keys = Keys(event_log, store)
     first_key = keys.ensure_first(now())
@@ -170,6 +172,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         store=store,
         blobs=BlobStore(settings.blobs_url),
         catalogue=Catalogue(event_log, store),
+        registry=Registry(event_log, store),
         keys=keys,
         limits=Limits(settings, store, metrics),
         idempotency=Idempotency(store, settings.idempotency_hours),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.limits import Limits
     from gateway.metrics import Metrics
     from gateway.reads import Reads
+    from gateway.registry import Registry
     from projections.store import ReadStore
     from runtime.blob_store import BlobStore
 
@@ -107,6 +108,7 @@ class Gateway:
     store: ReadStore
     blobs: BlobStore
     catalogue: Catalogue
+    registry: Registry
     keys: Keys
     limits: Limits
     idempotency: Idempotency

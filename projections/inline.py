@@ -7,14 +7,15 @@ of each stream of a group; nothing else decides what is stored.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from projections import api_keys, callbacks, execution_summary, flows
+from projections import api_keys, callbacks, execution_summary, flows, resources
 from projections.store import Row
 from runtime.administration import ApiKeyState, FlowState
 from runtime.callbacks import CallbackState
 from runtime.errors import InvariantViolated
+from runtime.resources import ResourceState
 from runtime.state import ExecutionState
 
-LAYOUT = 1
+LAYOUT = 2
 """Raise it when a table or a ``row`` below changes: a log with older rows has them rebuilt at start-up."""
 
 
@@ -66,11 +67,21 @@ CALLBACKS = Inline(
     callbacks.row,
 )
 
+RESOURCES = Inline(
+    resources.TABLE,
+    ("tenant", "kind", "resource_id"),
+    "'resource:' || tenant || ':' || kind || ':' || resource_id",
+    resources.CREATE,
+    resources.UPSERT,
+    resources.row,
+)
+
 INLINE: dict[type[object], tuple[Inline, ...]] = {
     ExecutionState: (EXECUTIONS,),
     FlowState: (FLOWS, FLOW_VERSIONS),
     ApiKeyState: (API_KEYS,),
     CallbackState: (CALLBACKS,),
+    ResourceState: (RESOURCES,),
 }
 """State of an aggregate to the tables that show it."""
 

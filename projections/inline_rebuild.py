@@ -14,6 +14,7 @@ from runtime.administration import evolve_flow, evolve_key
 from runtime.callbacks import evolve_callback
 from runtime.events import Event
 from runtime.evolution import begin, evolve
+from runtime.resources import evolve_resource
 
 STREAMS_MAX = 100
 """Streams of one transaction; writers wait that long at most."""
@@ -125,6 +126,8 @@ def fold(stream: str, state: object, event: Event) -> object:
             return evolve_key(state, event)  # type: ignore[arg-type]
         case "callback":
             return evolve_callback(state, event)  # type: ignore[arg-type]
+        case "resource":
+            return evolve_resource(state, event)  # type: ignore[arg-type]
         case _:
             return begin(event) if state is None else evolve(state, event)  # type: ignore[arg-type]
 

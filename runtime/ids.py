@@ -33,6 +33,11 @@ def flow_stream(tenant: TenantId, flow_id: FlowId) -> OriginatorId:
     return OriginatorId(f"flow:{tenant}:{flow_id}")
 
 
+def resource_stream(tenant: TenantId, kind: str, resource_id: str) -> OriginatorId:
+    """``kind`` and ``tenant`` hold no colon; the id stands last, so it may."""
+    return OriginatorId(f"resource:{tenant}:{kind}:{resource_id}")
+
+
 def key_stream(key_id: KeyId) -> OriginatorId:
     return OriginatorId(f"key:{key_id}")
 

@@ -1,7 +1,7 @@
 """The checker: holds a log, and what its clients saw, against what Heliograph promises.
 
 Reads the log once, in order of position, and remembers what is still open: executions without an end, pending
-callbacks, flows and keys. Never raises for what it finds; every finding is a ``Violation``.
+callbacks, flows, keys and resources. Never raises for what it finds; every finding is a ``Violation``.
 
 | rule | promise |
 |---|---|
@@ -39,6 +39,7 @@ from runtime.events import TERMINAL_EVENTS, Event
 from runtime.evolution import begin, evolve
 from runtime.execution import contract_status
 from runtime.ids import NodeId, Position
+from runtime.resources import evolve_resource
 from runtime.state import TERMINAL, ExecutionState, Status
 
 VIOLATIONS_MAX = 1_000
@@ -353,5 +354,7 @@ def _evolve(originator_id: str, state: object, event: Event) -> object:
             return evolve_key(state, event)  # pyright: ignore[reportArgumentType] - this stream's own state
         case "callback":
             return evolve_callback(state, event)  # pyright: ignore[reportArgumentType] - this stream's own state
+        case "resource":
+            return evolve_resource(state, event)  # pyright: ignore[reportArgumentType] - this stream's own state
         case _:
             return evolve(state, event) if isinstance(state, ExecutionState) else begin(event)
