@@ -7,8 +7,12 @@ execution_micros_sum     flow, status                   their sum, in microsecon
 nodes_total              flow, kind, outcome            attempts that completed, failed or will be
                                                         retried; skipped nodes
 tokens_total             flow, direction                ``input`` and ``output`` tokens of models
+model_*, tool_*          model or tool                  calls of agents: ``projections.call_counts``
+
+Flows that are made for one resource (``task-<uuid>``, ``agent-<uuid>``) count as one flow each kind.
 """
 
+import re
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from projections import call_counts
 from projections.store import Reader
 from projections.tracked import Projection, Read, Write
 from runtime import codec, events
@@ -53,6 +58,11 @@ _ADD = (
     "INSERT INTO {table} AS t (name, labels, value) VALUES (?, ?, ?)"
     " ON CONFLICT (name, labels) DO UPDATE SET value = t.value + excluded.value"
 )
+_KEEP = (
+    "INSERT INTO {table} AS t (name, labels, value) VALUES (?, ?, ?) ON CONFLICT (name, labels) DO NOTHING"
+)
+
+_OF_ONE_RESOURCE = re.compile(r"(task|agent)-[0-9a-f]{8}-?[0-9a-f-]{24,27}")
 
 
 class Origin(NamedTuple):
@@ -63,6 +73,12 @@ class Origin(NamedTuple):
     flow_version: str
     source: str
     created_at: int
+
+    @property
+    def flow(self) -> str:
+        """The flow as a label, of which there may only be so many."""
+        found = _OF_ONE_RESOURCE.fullmatch(self.flow_id)
+        return self.flow_id if found is None else f"{found[1]}-*"
 
 
 _Tally = Counter[tuple[str, str]]
@@ -187,40 +203,48 @@ def fold(batch: Sequence[Read], reader: Reader) -> list[Write]:
                 outcome = "failed" if event.retry_at is None else "retried"
                 _count_node(tally, origin, remembered.kinds(origin, reader), event.node_id, outcome)
             case events.UsageRecorded():
-                flow = origin.flow_id
+                flow = origin.flow
                 tally["tokens_total", _labels(_TOKENS, "input", flow)] += event.input_tokens
                 tally["tokens_total", _labels(_TOKENS, "output", flow)] += event.output_tokens
             case _:
                 continue
+    calls = call_counts.tally(batch, reader)
+    for (name, labels), value in calls.sums.items():
+        tally[name, _pairs(labels)] += value
+    kept = sorted((name, _pairs(labels), at) for (name, labels), at in calls.first_seen.items())
     # In one order, so that two transactions never wait for each other's rows.
-    return [(_ADD, [(*key, value) for key, value in sorted(tally.items())])]
+    return [(_ADD, [(*key, value) for key, value in sorted(tally.items())]), (_KEEP, kept)]
 
 
 def _count_status(tally: _Tally, origin: Origin, status: str) -> None:
-    labels = _labels(_EXECUTIONS, origin.flow_id, origin.source, status, origin.tenant)
+    labels = _labels(_EXECUTIONS, origin.flow, origin.source, status, origin.tenant)
     tally["executions_total", labels] += 1
 
 
 def _count_end(tally: _Tally, origin: Origin, status: str, at: int) -> None:
     _count_status(tally, origin, status)
     micros = max(0, at - origin.created_at)
-    tally["execution_micros_sum", _labels(_SUM, origin.flow_id, status)] += micros
+    tally["execution_micros_sum", _labels(_SUM, origin.flow, status)] += micros
     bucket = _BOUNDS[bisect_left(BUCKETS_SECONDS, micros / SECOND)]
-    tally["execution_seconds", _labels(_SECONDS, origin.flow_id, bucket, status)] += 1
+    tally["execution_seconds", _labels(_SECONDS, origin.flow, bucket, status)] += 1
 
 
 def _count_node(tally: _Tally, origin: Origin, kinds: Mapping[str, str], node_id: str, outcome: str) -> None:
-    labels = _labels(_NODES, origin.flow_id, kinds.get(node_id, "unknown"), outcome)
+    labels = _labels(_NODES, origin.flow, kinds.get(node_id, "unknown"), outcome)
     tally["nodes_total", labels] += 1
 
 
 @lru_cache(maxsize=4_096)
 def _labels(names: tuple[str, ...], *values: str) -> str:
     """JSON with sorted names: one text for each set of labels. Kept, since events share few sets."""
-    return msgspec.json.encode(dict(zip(names, values, strict=True))).decode()
+    return _pairs(tuple(zip(names, values, strict=True)))
 
 
-COUNTERS = Projection(TABLE, 1, _CREATE, ("name", "labels"), fold)
+def _pairs(labels: call_counts.Labels) -> str:
+    return msgspec.json.encode(dict(labels)).decode()
+
+
+COUNTERS = Projection(TABLE, 2, _CREATE, ("name", "labels"), fold)
 
 
 class Count(NamedTuple):

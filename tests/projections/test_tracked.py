@@ -95,8 +95,8 @@ def test_the_timeline_shows_skipped_waiting_and_given_up_nodes(log: EventLog, st
 
 def test_the_counters_count_starts_ends_nodes_durations_and_tokens(log: EventLog, store: ReadStore) -> None:
     write_some(log, 0, 12)
-    Writer(log, 99).do(commands.Admit).start("a").do(
-        commands.RecordUsage, node_id=NodeId("a"), model="m", input_tokens=3, output_tokens=5
+    Writer(log, 99).do(commands.Admit).start("a").ask("model-1", "m").answer(
+        "model-1", "assistant", usage=commands.Usage(model="m", input_tokens=3, output_tokens=5)
     )
     caught_up(log, store)
     assert ends(store) == {"queued": 13, "completed": 6, "failed": 2, "cancelled": 2}
@@ -435,7 +435,9 @@ def test_the_check_names_the_row_that_differs(log: EventLog, store: ReadStore) -
 def test_a_changed_layout_builds_the_model_anew_at_start_up(log: EventLog, store: ReadStore) -> None:
     write_some(log, 0, 6)
     caught_up(log, store)
-    newer = COUNTERS._replace(layout=2, create=COUNTERS.create.replace("value BIGINT", "value NUMERIC"))
+    newer = COUNTERS._replace(
+        layout=COUNTERS.layout + 1, create=COUNTERS.create.replace("value BIGINT", "value NUMERIC")
+    )
     prepare(store, (newer,))
     assert position_of(store, "counters") == 0
     Runner(log, store, (newer,)).catch_up()

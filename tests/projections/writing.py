@@ -41,8 +41,8 @@ class Writer:
         self.state = first.state
         self._append(first.events)
 
-    def do(self, kind: type[Command], **fields: Any) -> "Writer":
-        decision = decide(self.state, self.plan, kind(at=self.now, **fields))
+    def do(self, command: type[Command], /, **fields: Any) -> "Writer":
+        decision = decide(self.state, self.plan, command(at=self.now, **fields))
         self.state = decision.state
         self._append(decision.events)
         return self
@@ -61,6 +61,22 @@ class Writer:
 
     def fail(self, name: str, attempt: int) -> "Writer":
         return self.do(commands.RecordFailed, node_id=NodeId(name), attempt=attempt, error=BOOM, draw=0.5)
+
+    def ask(self, step: str, name: str, kind: str = "model", node: str = "a") -> "Writer":
+        """A call of an agent node begins, or begins again."""
+        return self.do(commands.BeginStep, **self._at(node), step=step, kind=kind, name=name)
+
+    def retry(self, step: str, error: str, node: str = "a") -> "Writer":
+        failure = StepError(type=error, message="no")
+        return self.do(
+            commands.RetryStep, **self._at(node), step=step, error=failure, retry_at=self.now + SECOND
+        )
+
+    def answer(self, step: str, role: str, node: str = "a", **fields: Any) -> "Writer":
+        return self.do(commands.EndStep, **self._at(node), step=step, role=role, **fields)
+
+    def _at(self, node: str) -> dict[str, Any]:
+        return {"node_id": NodeId(node), "attempt": self.state.nodes[NodeId(node)].attempt}
 
     def _append(self, events: Any) -> None:
         (outcome,) = self.log.append([Append(self.id, events, self.state, self.chain)])
