@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'setup: making .venv (once)'
 	@$(PYTHON) -m venv .venv || { \
 	  echo "setup: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
-	@echo 'setup: installing about 80 packages (Ray is the large one, 70 MB), a minute or two'
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[postgres,otel,dev]'
+	@echo 'setup: installing about 110 packages (Ray is the large one, 70 MB), a minute or two'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[postgres,otel,parquet,dev]'
 	@touch $@
 	@echo 'setup: ready'

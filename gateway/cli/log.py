@@ -26,6 +26,8 @@ DIFFERENCES_MAX = 1_000
 """Differences that are collected; the first few are printed."""
 SHOWN_MAX = 20
 
+_PARQUET_HINT = "pip install 'heliograph[parquet]'"
+
 projections = typer.Typer(no_args_is_help=True, help="Check or rebuild the read models.")
 
 Store = Annotated[
@@ -211,17 +213,29 @@ def verify(
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="The file to write; - is stdout.")],
+    target: Annotated[
+        str, typer.Argument(help="The file to write; - is stdout; with --parquet a folder or URL.")
+    ],
     execution: Annotated[
         str | None, typer.Option(help="Only this execution's events [default: the whole log].")
     ] = None,
+    parquet: Annotated[
+        bool,
+        typer.Option("--parquet", help="Events and read models as Parquet, from where the last one ended."),
+    ] = False,
     store: Store = None,
 ) -> None:
-    """Write the log as a file that `verify` can check anywhere: JSON lines, byte for byte."""
+    """Write the log as a file that `verify` can check anywhere (JSON lines), or as Parquet for analysis."""
     from gateway.cli.output import note
     from gateway.log_export import write_export
     from runtime.verification import pages
 
+    if parquet:
+        if execution:
+            raise usage("--parquet exports the whole log; leave --execution out")
+        _export_parquet(target, store)
+        return
+    file = Path(target)
     with opened(store) as (log, _):
         found = log.read(execution) if execution else pages(log.feed)
         if execution and not found:
@@ -236,6 +250,28 @@ def export(
         except OSError as error:
             raise CliFailure(f"{file}: {error.strerror or error}") from None
     note(f"{file}: {count} events")
+
+
+def _export_parquet(url: str, store: str | None) -> None:
+    from gateway.cli.output import note
+
+    try:
+        from gateway.parquet_export import ExportRefused, ParquetExport
+    except ModuleNotFoundError as error:
+        raise CliFailure(f"--parquet needs {error.name}", _PARQUET_HINT) from None
+    from projections.runner import Runner
+
+    with opened(store) as (log, reads):
+        events = 0
+        try:
+            for reached in ParquetExport(url, log, reads, Runner(log, reads).catch_up).run():
+                events += reached.events
+                note(f"position {reached.position} of {log.max_position()}")
+        except ExportRefused as refused:
+            raise CliFailure(str(refused)) from None
+        except (OSError, ValueError, ImportError) as error:
+            raise CliFailure(f"{url}: {error}") from None
+    note(f"{url}: {events} new events" if events else f"{url}: nothing new")
 
 
 @contextmanager
@@ -253,6 +289,10 @@ def _recorded(source: str | None) -> Generator[Iterable[Recorded]]:
         with opened(store) as (log, _):
             yield _watched(pages(log.feed), log.max_position(), "verifying")
         return
+    if path.is_dir():
+        with _parquet_events(source) as recorded:
+            yield recorded
+        return
     try:
         with sys.stdin.buffer if source == "-" else path.open("rb") as file:
             yield _watched(read_export(file), 0, "verifying")
@@ -260,6 +300,19 @@ def _recorded(source: str | None) -> Generator[Iterable[Recorded]]:
         raise CliFailure(f"{source}: {fault}", "`heliograph export FILE` writes one.") from None
     except OSError as error:
         raise usage(f"{source}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _parquet_events(folder: str) -> Generator[Iterable[Recorded]]:
+    """Raises: CliFailure, also while they are read."""
+    try:
+        from gateway.parquet_export import ExportRefused, read_events
+    except ModuleNotFoundError as error:
+        raise CliFailure(f"a Parquet export needs {error.name}", _PARQUET_HINT) from None
+    try:
+        yield _watched(read_events(folder), 0, "verifying")
+    except ExportRefused as refused:
+        raise CliFailure(str(refused), "`heliograph export --parquet FOLDER` writes one.") from None
 
 
 def _is_sqlite(path: Path) -> bool:

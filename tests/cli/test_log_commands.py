@@ -87,6 +87,17 @@ def test_an_export_can_be_verified_anywhere(store: Path, folder: Path) -> None:
     assert "chain: flow:default:told version 3" in heliograph(folder, "verify", str(file)).err
 
 
+def test_a_parquet_export_can_be_verified_and_goes_on(store: Path, folder: Path) -> None:
+    target = str(folder / "parquet")
+    first, again = (heliograph(store, "export", "--parquet", target) for _ in range(2))
+    assert (first.code, again.code) == (0, 0), (first, again)
+    assert "3 new events" in first.err
+    assert "nothing new" in again.err
+    assert heliograph(folder, "verify", target, "--json").json()["events"] == 3
+    assert heliograph(store, "export", "--parquet", str(folder)).code == 1
+    assert heliograph(store, "export", "--parquet", target, "--execution", "e").code == 2
+
+
 def test_a_file_that_is_no_export_is_named_by_line(folder: Path) -> None:
     file = folder / "other.jsonl"
     file.write_text("hello\n")
