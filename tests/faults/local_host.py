@@ -13,12 +13,16 @@ from typing import Any, cast
 
 import msgspec
 
+from actors import step_context
+from actors.agent_nodes import AgentNodes
+from actors.agents.home import AgentSettings
 from actors.client import ExecutionClient, HostLink
 from actors.egress_transport import VettedClientFactory
 from actors.host import Host
 from actors.host_config import HostConfig
 from actors.performer import Performer
 from actors.step_call import StepCall, StepOutcome
+from actors.step_context import StepContext
 from actors.supervision import Readiness
 from actors.worker_pool import WorkerPool
 from gateway.context import Gateway
@@ -28,12 +32,22 @@ from runtime.ids import HostName
 
 
 class ThreadPool:
-    """Runs each function in a thread of this process."""
+    """Runs each function in a thread of this process. The step's context is right for one at a time."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
 
     async def run(self, call: StepCall) -> StepOutcome:
+        return StepOutcome(output=await asyncio.to_thread(self._run, call), started=True)
+
+    def _run(self, call: StepCall) -> Any:
         module, _, name = call.function.partition(":")
         function = getattr(import_module(module), name)
-        return StepOutcome(output=await asyncio.to_thread(function, **call.arguments), started=True)
+        step_context.enter(StepContext(call, lambda: self._blobs))
+        try:
+            return function(**call.arguments)
+        finally:
+            step_context.enter(None)
 
     async def close(self) -> None:
         """Threads end with their functions."""
@@ -43,13 +57,15 @@ class LocalHost(Host):
     async def _start(self) -> None:
         if self._started is None:
             await super()._start()
+            blobs = BlobStore(self.config.blob_url)
             self._performer = Performer(
-                cast(WorkerPool, ThreadPool()),
-                BlobStore(self.config.blob_url),
+                cast(WorkerPool, ThreadPool(blobs)),
+                blobs,
                 VettedClientFactory("127.0.0.1"),
                 self._files_root,
                 self.owner,
             )
+            self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
 
 
 class Method:
@@ -89,6 +105,14 @@ async def connect_local(gateway: Gateway, on_ready: Callable[[], None]) -> None:
         blob_url=gateway.settings.blobs_url,
         running_max=gateway.settings.running_max,
         queued_max=gateway.settings.queued_max,
+        agents=AgentSettings(
+            model=gateway.settings.model,
+            model_url=gateway.settings.model_url,
+            models_file=gateway.settings.models_path,
+            secret_key_file=gateway.settings.secret_key_file,
+            checkouts=gateway.settings.checkouts,
+            tool_allow=",".join(gateway.settings.tool_allow),
+        ),
     )
     host = LocalHost(msgspec.json.encode(config))
     link = HostLink(name, Handle(host), "gateway")
