@@ -1,0 +1,100 @@
+"""One agent run: the conversation between the model and its tools until there is an answer.
+
+The library's agent drives it; every call it makes is answered by the journal when it was answered before. So
+a run that starts again after a crash walks the same way through its records and goes on behind them.
+"""
+
+from typing import Any
+
+from pydantic_ai import Agent, CallToolsNode, ModelRequestNode
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.run import AgentRun
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import UsageLimits
+from pydantic_graph import End
+
+from actors.agents.messages import history_of
+from actors.agents.models import NamedModel
+from actors.agents.prompt import instructions_of
+from actors.agents.recorded_model import RecordedModel
+from actors.agents.recorded_tools import RETRIES, RecordedToolset
+from actors.agents.structured import OUTPUT_RETRIES, OUTPUT_TOOL, output_spec
+from actors.step_journal import StepJournal
+from runtime.agent_spec import AgentSpec
+from runtime.events import Json
+
+_AGENT: Agent[object, Any] = Agent(deps_type=object, name="heliograph")
+"""Holds nothing of a run, and building one takes longer than a run."""
+
+_NO_LIMITS = UsageLimits(request_limit=None)
+
+
+class Said:
+    """What a conversation came to."""
+
+    def __init__(self, output: Json, history: list[ModelMessage], turns: int, is_cut: bool) -> None:
+        """``is_cut``: it ended at ``max_turns``; ``output`` is then the model's last text."""
+        self.output = output
+        self.history = history
+        self.turns = turns
+        self.is_cut = is_cut
+
+
+async def converse(
+    spec: AgentSpec,
+    named: NamedModel,
+    model: RecordedModel,
+    toolset: RecordedToolset | None,
+    of_tools: str,
+    journal: StepJournal,
+) -> Said:
+    """Talk until the model has answered or ``max_turns`` rounds of tools are done.
+
+    Raises: what a model's last try raised; RunFailed; ValueError for a history that is none.
+    """
+    run: AgentRun[object, Any]
+    async with _AGENT.iter(
+        spec.prompt,
+        output_type=output_spec(named, spec.output_schema),
+        message_history=history_of(spec.history),
+        model=model,
+        instructions=instructions_of(spec, of_tools) or None,
+        deps=None,
+        model_settings=settings_of(spec),
+        usage_limits=_NO_LIMITS,
+        retries={"tools": RETRIES, "output": OUTPUT_RETRIES},
+        infer_name=False,
+        toolsets=[] if toolset is None else [toolset],
+    ) as run:
+        turns = 0
+        node = run.next_node
+        while not isinstance(node, End):
+            is_tool_round = isinstance(node, CallToolsNode) and _calls_tools(node.model_response)
+            node = await run.next(node)
+            if not is_tool_round or not isinstance(node, ModelRequestNode):
+                continue
+            turns += 1
+            if toolset is not None:
+                await toolset.record_refusals(node.request)
+            if turns >= spec.max_turns:
+                journal.log("max_turns_reached", {"turns": turns})
+                history = [*run.all_messages(), node.request]
+                return Said(_last_text(history), history, turns, is_cut=True)
+        return Said(node.data.output, run.all_messages(), turns, is_cut=False)
+
+
+def settings_of(spec: AgentSpec) -> ModelSettings:
+    settings = ModelSettings()
+    if spec.temperature is not None:
+        settings["temperature"] = spec.temperature
+    if spec.reasoning_effort:
+        settings["thinking"] = spec.reasoning_effort
+    return settings
+
+
+def _calls_tools(response: ModelResponse) -> bool:
+    return any(isinstance(part, ToolCallPart) and part.tool_name != OUTPUT_TOOL for part in response.parts)
+
+
+def _last_text(history: list[ModelMessage]) -> str:
+    return next((m.text or "" for m in reversed(history) if isinstance(m, ModelResponse)), "")

@@ -1,0 +1,157 @@
+"""A model by its name.
+
+``offline``: the library's own stand-in, which says so in every answer; as the server's default it answers for
+every other name too, so nothing is called by surprise. ``provider:name``: that provider, by the library's own
+rules and environment variables. Any other name goes to the OpenAI-compatible endpoint that is configured.
+"""
+
+import os
+
+import httpx2
+import msgspec
+from openai import AsyncOpenAI
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models import Model, ModelRequestParameters, infer_model
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.profiles.openai import OpenAIModelProfile
+from pydantic_ai.providers import Provider, infer_provider_class
+from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from pydantic_ai.settings import ModelSettings
+
+from actors.agents.errors import ModelNotConfigured
+from actors.agents.home import AgentSettings
+
+OFFLINE = "offline"
+OFFLINE_LABEL = "[offline model] "
+CONNECT_SECONDS = 15.0
+SILENCE_SECONDS = 300.0
+"""How long a provider may send nothing before the call counts as broken."""
+
+_MODELS_MAX = 256
+
+NOT_CONFIGURED = (
+    "no model is configured: set HELIOGRAPH_MODEL, and HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
+    " (OPENAI_API_KEY) for its endpoint, or start with --model offline"
+)
+
+
+class NamedModel(msgspec.Struct, frozen=True):
+    """``name``: as named to the provider. ``takes_headers``: it sends what ``extra_headers`` holds."""
+
+    model: Model
+    name: str
+    takes_headers: bool = True
+
+    @property
+    def answers_by_schema(self) -> bool:
+        """Whether a structured answer comes as text bound to its schema; else by an output tool."""
+        return bool(self.model.profile.get("supports_json_schema_output", False))
+
+
+class Models:
+    """The models of one service; they share one pool of connections."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._known: dict[str, NamedModel] = {}
+        self._http: httpx2.AsyncClient | None = None
+        self.key = os.environ.get("HELIOGRAPH_MODEL_KEY") or os.environ.get("OPENAI_API_KEY") or ""
+
+    def named(self, name: str) -> NamedModel:
+        """The model called ``name``; empty: the server's default.
+
+        Raises: ModelNotConfigured with one sentence that says what to set.
+        """
+        name = OFFLINE if self._settings.model == OFFLINE else name or self._settings.model
+        if not name:
+            raise ModelNotConfigured(NOT_CONFIGURED)
+        known = self._known.get(name)
+        if known is None:
+            if len(self._known) >= _MODELS_MAX:
+                self._known.clear()
+            known = self._known[name] = self._build(name)
+        return known
+
+    def _build(self, name: str) -> NamedModel:
+        if name == OFFLINE:
+            return NamedModel(OfflineModel(), OFFLINE, takes_headers=False)
+        provider, _, rest = name.partition(":")
+        if rest and provider != "openai" and _is_provider(provider):
+            return self._inferred(name, provider)
+        return self._compatible(rest if provider == "openai" and rest else name)
+
+    def _inferred(self, name: str, provider: str) -> NamedModel:
+        try:
+            return NamedModel(infer_model(name), name)
+        except ImportError:
+            message = f"the model {name} needs a library: install pydantic-ai-slim[{provider}]"
+            raise ModelNotConfigured(message) from None
+        except UserError as error:
+            raise ModelNotConfigured(f"the model {name} can't be used: {error}") from None
+
+    def _compatible(self, name: str) -> NamedModel:
+        url = self._settings.model_url or os.environ.get("OPENAI_BASE_URL") or ""
+        if not url and not self.key:
+            message = f"the model {name} has no endpoint: set HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
+            raise ModelNotConfigured(f"{message} (or OPENAI_API_KEY)")
+        client = AsyncOpenAI(
+            base_url=url or None,
+            api_key=self.key or "none",
+            max_retries=0,  # retries are ours: recorded, and visible
+            http_client=self._shared_http(),
+        )
+        provider: Provider[AsyncOpenAI] = (
+            OpenAICompatibleProvider("openai-compatible", openai_client=client)
+            if url
+            else OpenAIProvider(openai_client=client)
+        )
+        # Without a finish reason a stream was cut: only so does a broken answer differ from a short one.
+        profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
+        return NamedModel(OpenAIChatModel(name, provider=provider, profile=profile), name)
+
+    def _shared_http(self) -> httpx2.AsyncClient:
+        if self._http is None:
+            most = self._settings.model_calls_max
+            self._http = httpx2.AsyncClient(
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+                timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+                follow_redirects=True,
+            )
+        return self._http
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.aclose()
+
+
+def _is_provider(name: str) -> bool:
+    try:
+        infer_provider_class(name)
+    except ImportError:
+        return True  # one of the library's, whose own library is not installed
+    except ValueError:
+        return False  # e.g. the ``qwen2.5:7b`` of a local server
+    return True
+
+
+class OfflineModel(TestModel):
+    """The library's model for trying things out, labelled: it calls every tool once, then answers."""
+
+    def __init__(self) -> None:
+        super().__init__(model_name=OFFLINE)
+
+    def _request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        response = super()._request(messages, model_settings, model_request_parameters)
+        response.parts = [
+            TextPart(OFFLINE_LABEL + part.content) if isinstance(part, TextPart) else part
+            for part in response.parts
+        ]
+        return response
