@@ -16,15 +16,6 @@ import pytest
 
 from tests.faults import victims
 from tests.faults.agent_talks import TALK, TOOLS, begin, broken_promises, script, steps_of, until_ended
-    TALK,
-    TOOLS,
-    begin,
-    broken_promises,
-    insist,
-    script,
-    steps_of,
-    until_ended,
-)
 from tests.faults.crash_points import EXIT_CODE
 from tests.faults.server import FaultyServer
 from tests.model_server import ModelServer
