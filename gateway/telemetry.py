@@ -7,11 +7,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from starlette.types import ASGIApp, Scope
 
 from actors import structured_logs
+from actors.trace_provider import NEEDS_EXTRA, Untraceable, trace_provider, traces_wanted
 from gateway.settings import SettingFault, Settings
 
 
@@ -21,16 +21,6 @@ def configure_logging(settings: Settings) -> None:
     structured_logs.configure(logging.StreamHandler(sys.stderr), settings.log_level, form)
     level = logging.getLogger().level
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, level))
-
-
-def traces_wanted(env: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's own variables ask for traces."""
-    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    exporter = env.get("OTEL_TRACES_EXPORTER", "").lower()
-    if exporter:
-        return exporter != "none"
-    return bool(env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
 
 
 def _span_details(scope: Scope) -> tuple[str, dict[str, str]]:
@@ -45,22 +35,15 @@ def tracing(env: Mapping[str, str]) -> Callable[[ASGIApp], ASGIApp]:
     """
     if not traces_wanted(env):
         return lambda app: app
-    wanted = env.get("OTEL_TRACES_EXPORTER", "").lower() or "otlp"
     try:
         from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+        provider = trace_provider(env)
     except ImportError:
-        raise SettingFault("OTEL_TRACES_EXPORTER", wanted, "needs the extra otel: heliograph[otel]") from None
-    exporters: dict[str, Any] = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
-    if wanted not in exporters:
-        raise SettingFault("OTEL_TRACES_EXPORTER", wanted, "otlp, console or none")
-    named = {} if env.get("OTEL_SERVICE_NAME") else {"service.name": "heliograph"}
-    provider = TracerProvider(resource=Resource.create(named))
-    provider.add_span_processor(BatchSpanProcessor(exporters[wanted]()))
+        raise SettingFault("OTEL_TRACES_EXPORTER", "otlp", NEEDS_EXTRA) from None
+    except Untraceable as fault:
+        raise SettingFault("OTEL_TRACES_EXPORTER", fault.exporter, fault.rule) from None
     trace.set_tracer_provider(provider)
 
     def traced(app: ASGIApp) -> ASGIApp:

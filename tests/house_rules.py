@@ -109,6 +109,8 @@ ROOMS: Mapping[str, Room] = {
             ),
             # The blob store's files: fsspec for all of them, and what makes a local one durable.
             "runtime.blob_store": frozenset({"fsspec", "os"}),
+            # Secrets at rest: the cipher, its random bytes, and files that only their owner may read.
+            "runtime.vault": frozenset({"cryptography", "fsspec", "os"}),
             # Values and types only.
             "runtime": frozenset({"pathlib.PurePath", "pathlib.PurePosixPath", "uuid.UUID"}),
         },
@@ -117,13 +119,16 @@ ROOMS: Mapping[str, Room] = {
         first_party=frozenset({"runtime", "actors"}),
         third_party=frozenset(
             {
+                "anyio",
                 "fsspec",
                 "httpcore",
                 "httpcore2",
                 "httpx",
                 "httpx2",
                 "httpx_sse",
+                "jsonschema_rs",
                 "mcp",
+                "mcp_types",
                 "msgspec",
                 "openai",
                 "opentelemetry",
@@ -164,7 +169,7 @@ ROOMS: Mapping[str, Room] = {
         refused=frozenset({"ray", "sqlite3", "psycopg", "psycopg_pool"}),
         exceptions={
             # The composition root of the hosts: the one place that starts what the client talks to.
-            "gateway.telemetry": frozenset({"actors.structured_logs"}),
+            "gateway.telemetry": frozenset({"actors.structured_logs", "actors.trace_provider"}),
             "gateway.hosts": frozenset(
                 {
                     "actors.agents.home",

@@ -1,7 +1,7 @@
 """A span around every try of a model call and around every tool call, by the GenAI semantic conventions.
 
-Off unless the usual OTEL_* variables ask for traces. Spans hold names, counts and outcomes, never content. All
-spans of an execution are of one trace, whose id comes from the execution's: a run that goes on in another
+Off unless the usual OTEL_* variables ask for traces. Spans hold names, counts and outcomes, never content.
+All spans of an execution are of one trace, whose id comes from the execution's: a run that goes on in another
 process after a crash goes on in the same trace.
 """
 
