@@ -32,11 +32,13 @@ from gateway.idempotency import Idempotency
 from gateway.keys import Keys, NewKey
 from gateway.limits import Limits
 from gateway.log_metrics import LogMetrics
+from gateway.mcp_servers import McpServers
 from gateway.metrics import Metrics
 from gateway.reads import Reads
 from gateway.registry import CREATE as CREATE_NAMES
 from gateway.registry import Registry
 from gateway.routes import Dialect
+from gateway.secrets import Secrets
 from gateway.settings import SettingFault, Settings
 from gateway.webhook_signing import Signatures, stored_secret
 from gateway.webhooks import CREATE as CREATE_CLAIMS
@@ -45,6 +47,7 @@ from projections.runner import Runner
 from projections.store import ReadStore
 from runtime.blob_store import BlobStore
 from runtime.event_log import EventLog, store_env
+from runtime.vault import Vault, load_key
 
 log = structlog.get_logger("gateway.app")
 
@@ -165,6 +168,8 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         store.execute(statement)
     keys = Keys(event_log, store)
     first_key = keys.ensure_first(now())
+    registry = Registry(event_log, store)
+    secrets = Secrets(_vault(settings), registry)
     gateway = Gateway(
         settings=settings,
         store_env=env,
@@ -172,7 +177,9 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         store=store,
         blobs=BlobStore(settings.blobs_url),
         catalogue=Catalogue(event_log, store),
-        registry=Registry(event_log, store),
+        registry=registry,
+        secrets=secrets,
+        mcp_servers=McpServers(registry, secrets),
         keys=keys,
         limits=Limits(settings, store, metrics),
         idempotency=Idempotency(store, settings.idempotency_hours),
@@ -182,6 +189,18 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
     )
     _egress_rules("HELIOGRAPH_HTTP_ALLOW", settings.http_allow)  # the hosts read it; a fault is told here
     return gateway, first_key
+
+
+def _vault(settings: Settings) -> Vault:
+    """The key is made here at an installation's first start: hosts only ever read it."""
+    given = os.environ.get("HELIOGRAPH_SECRET_KEY", "")
+    try:
+        key = load_key(given, settings.secret_key_file, create=True)
+    except ValueError as error:
+        # The value is left out: a secret has no place in a log.
+        name = "HELIOGRAPH_SECRET_KEY" if given.strip() else settings.secret_key_file
+        raise SettingFault(name, "...", str(error)) from None
+    return Vault(settings.blobs_url, key)
 
 
 def _egress_rules(key: str, entries: tuple[str, ...]) -> EgressRules:

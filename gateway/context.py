@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from gateway.idempotency import Idempotency
     from gateway.keys import Keys
     from gateway.limits import Limits
+    from gateway.mcp_servers import McpServers
     from gateway.metrics import Metrics
     from gateway.reads import Reads
     from gateway.registry import Registry
+    from gateway.secrets import Secrets
     from projections.store import ReadStore
     from runtime.blob_store import BlobStore
 
@@ -109,6 +111,8 @@ class Gateway:
     blobs: BlobStore
     catalogue: Catalogue
     registry: Registry
+    secrets: Secrets
+    mcp_servers: McpServers
     keys: Keys
     limits: Limits
     idempotency: Idempotency

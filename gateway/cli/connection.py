@@ -77,6 +77,9 @@ class Server:
     def post(self, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         return self._ask("POST", path, params=_given(query), json=body)
 
+    def put(self, path: str, body: Any, **query: Any) -> dict[str, Any]:
+        return self._ask("PUT", path, params=_given(query), json=body)
+
     def post_text(self, path: str, text: bytes, media_type: str, **query: Any) -> dict[str, Any]:
         return self._ask(
             "POST", path, params=_given(query), content=text, headers={"Content-Type": media_type}
@@ -87,11 +90,11 @@ class Server:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = {"input_data": input_data}
         unknown = CliFailure(f"no published flow is called {flow!r}", _HINTS["flow_not_found"])
-        path = f"/v1/executions/{_segment(flow)}/async"
+        path = f"/v1/executions/{segment(flow)}/async"
         return self._ask("POST", path, unknown=unknown, json=body, headers=headers)
 
-    def delete(self, path: str) -> dict[str, Any]:
-        return self._ask("DELETE", path)
+    def delete(self, path: str, **query: Any) -> dict[str, Any]:
+        return self._ask("DELETE", path, params=_given(query))
 
     def is_up(self) -> bool:
         """Whether a Heliograph server answers there, ready or not."""
@@ -213,6 +216,8 @@ class Server:
 
 
 _HINTS = {
+    "secret_not_found": "`heliograph secrets list` shows what is set.",
+    "mcp_server_not_found": "`heliograph mcp list` shows what was added.",
     "flow_not_found": "`heliograph flows list` shows what is published.",
     "execution_not_found": "Is the id complete? `heliograph status` without an id lists the latest.",
 }
@@ -244,7 +249,8 @@ def describe_rule(rule: Mapping[str, Any]) -> str:
     return f"{', '.join(places) or 'flow'}: {rule.get('rule', '')}"
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
+    """``text`` as one segment of a path."""
     from urllib.parse import quote
 
     return quote(text, safe="")

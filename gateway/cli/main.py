@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import doctor, executions, flows, keys, log, run, server
+from gateway.cli import doctor, executions, flows, keys, log, mcp, run, secrets, server
 from gateway.cli.failures import CliFailure, exit_with
 from runtime.errors import Diverged, DomainError, Unavailable
 
@@ -61,6 +61,8 @@ app.command(rich_help_panel=_EXECUTIONS)(executions.pause)
 app.command(rich_help_panel=_EXECUTIONS)(executions.resume)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
+app.add_typer(mcp.app, name="mcp", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(log.verify)
 app.command(rich_help_panel=_OPERATE)(log.export)

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.command import environment, heliograph
 
 COMMANDS = ("serve", "demo", "run", "submit", "status", "events", "cancel", "signal", "pause", "resume")
-GROUPS = ("flows", "keys", "projections", "verify", "doctor")
+GROUPS = ("flows", "keys", "secrets", "mcp", "projections", "verify", "doctor")
 
 
 def unused_port() -> int:

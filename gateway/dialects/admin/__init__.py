@@ -1,4 +1,4 @@
-"""The admin API, `/api/admin`: flows, API keys, and messages to executions. Scope: admin.
+"""The admin API, `/api/admin`: flows, keys, secrets, MCP servers, messages to executions. Scope: admin.
 
 An admin key administers the whole installation: every tenant's executions and keys, and, with `?tenant=`,
 other tenants' flows. The gateway rules G1-G8 apply; failures are worded as `house_api` says.
@@ -6,7 +6,7 @@ other tenants' flows. The gateway rules G1-G8 apply; failures are worded as `hou
 
 from __future__ import annotations
 
-from gateway.dialects.admin import executions, flows, keys
+from gateway.dialects.admin import executions, flows, keys, mcp_servers, secrets
 from gateway.envelopes import Fault
 from gateway.house_api import envelope
 from gateway.routes import Dialect
@@ -14,8 +14,16 @@ from gateway.settings import Settings
 
 PREFIX = "/api/admin"
 
-ENVELOPE = envelope(PREFIX, {"key_not_found": Fault(404, "API key not found.", "key_not_found")})
+ENVELOPE = envelope(
+    PREFIX,
+    {
+        "key_not_found": Fault(404, "API key not found.", "key_not_found"),
+        "secret_not_found": Fault(404, "Secret not found.", "secret_not_found"),
+        "mcp_server_not_found": Fault(404, "MCP server not found.", "mcp_server_not_found"),
+    },
+)
 
 
 def dialect(settings: Settings) -> Dialect:
-    return Dialect("admin", ENVELOPE, (*flows.RESOURCES, *keys.RESOURCES, *executions.RESOURCES))
+    parts = (flows, keys, secrets, mcp_servers, executions)
+    return Dialect("admin", ENVELOPE, tuple(resource for part in parts for resource in part.RESOURCES))
