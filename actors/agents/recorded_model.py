@@ -35,6 +35,7 @@ from actors.agents.errors import is_passing, retry_after, step_error
 from actors.agents.messages import Answer, answer_of, request_hash, response_of, with_unique_calls
 from actors.agents.models import NamedModel
 from actors.agents.prices import PriceTable
+from actors.agents.tracing import model_span
 from actors.step_journal import StepJournal
 from runtime.events import MessageRecorded
 from runtime.ids import SECOND, Micros
@@ -192,7 +193,9 @@ class RecordedModel(WrapperModel):
             with attempt:
                 async with self._calls.room:
                     began = time.perf_counter()
-                    response = await self._stream(step, messages, settings, parameters)
+                    with model_span(self._journal, step, self._named.name, self.wrapped.system) as span:
+                        response = await self._stream(step, messages, settings, parameters)
+                        span.used(self._calls.prices.usage(self._named.name, response.usage))
                     return response, time.perf_counter() - began
         raise AssertionError("tenacity ends by an answer or an exception")
 

@@ -19,6 +19,7 @@ from actors.agents.claim_check import ClaimCheck
 from actors.agents.home import AgentHome
 from actors.agents.messages import text_of
 from actors.agents.tools.interface import OpenTools, ToolDefinition, ToolResult, child_id_of
+from actors.agents.tracing import tool_span
 from actors.agents.tsv import as_tsv
 from actors.step_journal import StepJournal
 from runtime.events import Json
@@ -115,7 +116,10 @@ class RecordedToolset(AbstractToolset[object]):
         definition = self._definitions[name]
         await self._begin(step, name, arguments, definition)
         began = time.perf_counter()
-        result = await self._call(definition, arguments, step)
+        with tool_span(self._journal, step, name, call_id) as span:
+            result = await self._call(definition, arguments, step)
+            if result.is_error:
+                span.failed("ToolError")
         content = bounded(as_tsv(result.content) if self._tsv else None, result.content, definition)
         await self._end(step, call_id, name, content, result.is_error, time.perf_counter() - began)
         return content, result.is_error

@@ -20,6 +20,7 @@ from actors.agents.models import Models
 from actors.agents.prices import PriceTable, read_table
 from actors.agents.recorded_model import Calls
 from actors.agents.tools.interface import ToolBox
+from actors.agents.tracing import flush_spans
 from actors.step_call import StepOutcome
 from actors.step_journal import StepJournal
 from runtime.errors import DomainError
@@ -122,3 +123,4 @@ class AgentService:
         if self._shared is not None:
             await self._shared.close()
         await self._models.close()
+        await asyncio.to_thread(flush_spans)
