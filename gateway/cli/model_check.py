@@ -34,8 +34,8 @@ def check_model(settings: Settings) -> Verdict:
         return Verdict("none configured", _CONFIGURE)
     if settings.model == OFFLINE:
         return Verdict("offline: every answer is made up here, and says so")
-    provider, separator, _ = settings.model.partition(":")
-    if not settings.model_url and separator and provider != "openai":
+    provider, _, rest = settings.model.partition(":")
+    if rest and provider != "openai" and _is_provider(provider):
         return Verdict(f"{settings.model}: by {provider}'s own variables; not asked from here")
     variable = "HELIOGRAPH_MODEL_KEY" if os.environ.get("HELIOGRAPH_MODEL_KEY") else "OPENAI_API_KEY"
     key = os.environ.get(variable, "").strip()
@@ -45,6 +45,19 @@ def check_model(settings: Settings) -> Verdict:
     if not key.isascii() or not key.isprintable():
         return Verdict(f"{settings.model}: {variable} holds what no key can", f"Correct {variable}.")
     return _asked(settings.model, settings.model_url or OPENAI_URL, key, variable)
+
+
+def _is_provider(name: str) -> bool:
+    """As hosts read a model's name: ``qwen2.5:7b`` of a local server names none."""
+    from pydantic_ai.providers import infer_provider_class
+
+    try:
+        infer_provider_class(name)
+    except ImportError:
+        return True  # one of the library's, whose own library is not installed
+    except ValueError:
+        return False
+    return True
 
 
 def _asked(model: str, url: str, key: str, variable: str) -> Verdict:

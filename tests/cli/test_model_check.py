@@ -57,7 +57,9 @@ def test_without_a_model_the_variables_are_named() -> None:
 
 def test_the_offline_model_and_a_providers_own_need_no_endpoint() -> None:
     assert check_model(Settings(model="offline")).fix == ""
-    assert check_model(Settings(model="anthropic:claude")).fix == ""
+    theirs = check_model(Settings(model="anthropic:claude", model_url="http://127.0.0.1:9/v1"))
+    assert "anthropic's own variables" in theirs.found
+    assert theirs.fix == ""
 
 
 def test_openai_itself_is_not_asked_without_a_key() -> None:
@@ -80,6 +82,14 @@ def test_a_refused_key_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch,
     with endpoint(401) as (url, _):
         verdict = check_model(Settings(model="small", model_url=url))
     assert verdict == (f"small at {url}: refuses the key", f"Correct {variable}.")
+
+
+def test_a_colon_in_a_name_makes_no_provider() -> None:
+    with endpoint(200) as (url, asked):
+        assert (
+            check_model(Settings(model="qwen2.5:7b", model_url=url)).found == f"qwen2.5:7b at {url} answers"
+        )
+    assert len(asked) == 1
 
 
 def test_a_missing_key_is_asked_for() -> None:
