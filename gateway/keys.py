@@ -20,6 +20,7 @@ import msgspec
 
 from gateway.envelopes import Problem
 from projections import api_keys
+from projections.api_keys import ApiKeyRow
 from projections.store import ReadStore
 from runtime.administration import Cause, create_key, fold_key
 from runtime.errors import Conflict
@@ -47,7 +48,7 @@ SCOPES = (ADMIN, RUN, READ, AUDIT)
 
 
 class Caller(NamedTuple):
-    """Whoever holds a key. A limit of None does not apply."""
+    """Whoever holds a key; ``name`` is the key's. A limit of None does not apply."""
 
     key_id: str
     tenant: str
@@ -55,6 +56,7 @@ class Caller(NamedTuple):
     requests_per_minute: int | None
     open_streams_max: int | None
     unfinished_executions_max: int | None
+    name: str = ""
 
 
 class NewKey(NamedTuple):
@@ -133,15 +135,16 @@ class Keys:
         row = api_keys.by_hash(self._store, digest)
         if row is None or row.revoked_at is not None or not hmac.compare_digest(row.key_hash, digest):
             return _Answer(None, None, fresh_until)
-        caller = Caller(
-            row.key_id,
-            row.tenant,
-            frozenset(msgspec.json.decode(row.scopes, type=tuple[str, ...])),
-            row.requests_per_minute,
-            row.open_streams_max,
-            row.unfinished_executions_max,
-        )
-        return _Answer(caller, row.expires_at, fresh_until)
+        return _Answer(_caller(row), row.expires_at, fresh_until)
+
+    async def caller(self, key_id: str) -> Caller | None:
+        """Who holds the key of this id, while it is in force; for what was signed on the key's behalf."""
+        row = await asyncio.to_thread(api_keys.get, self._store, key_id)
+        if row is None or row.revoked_at is not None:
+            return None
+        if row.expires_at is not None and row.expires_at <= time.time_ns() // 1000:
+            return None
+        return _caller(row)
 
     def ensure_first(self, at: Micros) -> NewKey | None:
         """Create the admin key of a new installation; None when there is a key already. Blocks."""
@@ -159,3 +162,15 @@ class Keys:
         )
         [outcome] = self._log.append([Append(key_stream(FIRST_KEY), events, fold_key(events), Chain())])
         return None if isinstance(outcome, Conflict) else NewKey(FIRST_KEY, secret)
+
+
+def _caller(row: ApiKeyRow) -> Caller:
+    return Caller(
+        row.key_id,
+        row.tenant,
+        frozenset(msgspec.json.decode(row.scopes, type=tuple[str, ...])),
+        row.requests_per_minute,
+        row.open_streams_max,
+        row.unfinished_executions_max,
+        row.name,
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -53,18 +54,24 @@ def frame(event_id: int, data: bytes, event: str = "") -> bytes:
 class EventStream(EventSourceResponse):
     """A response that sends ``frames`` as they come, and holds one of the caller's stream places.
 
+    ``keep_alive``: the comment that is sent in silence.
+
     Raises: Problem too_many_streams or unavailable, before any byte is sent.
     """
 
     def __init__(
-        self, call: Call, frames: AsyncIterator[bytes], headers: Mapping[str, str] | None = None
+        self,
+        call: Call,
+        frames: AsyncIterator[bytes],
+        headers: Mapping[str, str] | None = None,
+        keep_alive: str = "keep-alive",
     ) -> None:
         settings = call.gateway.settings
         super().__init__(
             chunks(frames),
             headers={**_HEADERS, **(headers or {})},
             ping=settings.keep_alive_seconds,
-            ping_message_factory=_keep_alive,
+            ping_message_factory=partial(ServerSentEvent, comment=keep_alive, sep="\n"),
             send_timeout=settings.send_timeout_seconds,
             sep="\n",
         )
@@ -149,10 +156,6 @@ async def chunks(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     finally:
         task.cancel()
         await asyncio.wait((task,))
-
-
-def _keep_alive() -> ServerSentEvent:
-    return ServerSentEvent(comment="keep-alive", sep="\n")
 
 
 def _fields(call: Call) -> dict[str, str]:
