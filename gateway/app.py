@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from actors.egress import EgressGuard, EgressRules
 from gateway import health, openapi, telemetry
+from gateway.agent_runs import AgentRuns
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
@@ -143,6 +144,7 @@ def create_app(
             asyncio.create_task(_connect(gateway, connect, on_ready)),
             asyncio.create_task(gateway.idempotency.purge_regularly()),
             asyncio.create_task(callbacks.run()),
+            asyncio.create_task(gateway.agent_runs.memories.run()),
         ]
         try:
             yield
@@ -187,6 +189,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         metrics=metrics,
         egress=EgressGuard(_egress_rules("HELIOGRAPH_CALLBACK_ALLOW", settings.callback_allow)),
     )
+    gateway.agent_runs = AgentRuns(gateway)
     _egress_rules("HELIOGRAPH_HTTP_ALLOW", settings.http_allow)  # the hosts read it; a fault is told here
     return gateway, first_key
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from uuid_utils import uuid7
@@ -20,6 +20,7 @@ from runtime.ids import Micros, Position
 
 if TYPE_CHECKING:
     from actors.egress import EgressGuard
+    from gateway.agent_runs import AgentRuns
     from gateway.catalogue import Catalogue
     from gateway.idempotency import Idempotency
     from gateway.keys import Keys
@@ -122,6 +123,7 @@ class Gateway:
     client: Executions | None = None
     runtime: Runtime | None = None
     startup_fault: str = ""
+    agent_runs: AgentRuns = field(init=False)
 
     @property
     def executions(self) -> Executions:

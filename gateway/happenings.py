@@ -16,7 +16,10 @@ from runtime.events import Json, StepError, ToolCall
 
 
 class RunMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """``content``: text, or the JSON a tool gave. ``tool_call_id``, ``name``: of a tool's answer."""
+    """``content``: text, or the JSON a tool gave. ``tool_call_id``, ``name``: of a tool's answer.
+
+    ``raw``: an assistant's answer as the model library needs it back, when that is more than the rest says.
+    """
 
     role: Literal["user", "assistant", "tool"]
     content: Json = None
@@ -24,6 +27,7 @@ class RunMessage(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_id: str = ""
     name: str = ""
     is_error: bool = False
+    raw: Json = None
 
 
 class RunUsage(msgspec.Struct, frozen=True, kw_only=True):

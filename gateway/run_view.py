@@ -79,7 +79,6 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     input: Json = None
     logs: tuple[Logged, ...] = ()
     messages: tuple[RunMessage, ...] = ()
-    raw_answers: tuple[Json, ...] = ()
     current_turn: int = 0
     usage: RunUsage | None = None
     progress: Progress | None = None
@@ -155,7 +154,6 @@ class RunFold:
         self._view = RunView(execution_id="", version=0, position=0, status="queued")
         self._logs: list[Logged] = []
         self._messages: list[RunMessage] = []
-        self._raw: list[Json] = []
         self._runs: dict[str, StepRun] = {}
         self._rounds: dict[str, set[str]] = {}
         self._ended = 0
@@ -174,7 +172,6 @@ class RunFold:
             self._view,
             logs=tuple(self._logs),
             messages=tuple(self._messages),
-            raw_answers=tuple(self._raw),
             steps=tuple(self._runs.values()),
         )
 
@@ -338,11 +335,11 @@ class RunFold:
             tool_call_id=event.tool_call_id,
             name=event.name,
             is_error=event.is_error,
+            raw=event.raw,
         )
         if event.purpose != CONVERSATION:
             return [self._log(event, "model_response", step=event.step, purpose=event.purpose)]
         self._messages.append(message)
-        self._raw.append(event.raw)
         told = Message(at=event.at, node_id=event.node_id, step=event.step, message=message)
         if event.role == "tool":
             asked = self._rounds.get(event.node_id, set())
