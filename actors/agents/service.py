@@ -20,7 +20,7 @@ from actors.agents.models import Models
 from actors.agents.prices import PriceTable, read_table
 from actors.agents.recorded_model import Calls
 from actors.agents.tools.interface import ToolBox
-from actors.agents.tracing import flush_spans
+from actors.agents.tracing import flush_spans, tool_span
 from actors.step_call import StepOutcome
 from actors.step_journal import StepJournal
 from runtime.errors import DomainError
@@ -74,7 +74,7 @@ class AgentService:
     async def _run_agent(self, action: RunAgent, journal: StepJournal) -> Json:
         shared = await self._open()
         output = await AgentRun(shared, action.spec, journal).run()
-        return msgspec.to_builtins(output)
+        return output.output if action.plain else msgspec.to_builtins(output)
 
     async def _call_tool(self, action: CallTool, journal: StepJournal) -> Json:
         answer = journal.answer(_CALL_STEP)
@@ -85,7 +85,10 @@ class AgentService:
             name = action.name or getattr(action.tool, "name", "") or "tool"
             await journal.begin(_CALL_STEP, "tool", name, request=dict(action.arguments))
             began = time.perf_counter()
-            result = await shared.tools().call_once(action, _CALL_STEP, journal)
+            with tool_span(journal, _CALL_STEP, name, "call") as span:
+                result = await shared.tools().call_once(action, _CALL_STEP, journal)
+                if result.is_error:
+                    span.failed("ToolError")
             content, is_error = result.content, result.is_error
             kept, ref = await self._claims.check(content)
             await journal.end(

@@ -51,7 +51,9 @@ def test_flows_made_in_python_keep_the_schema(
 
 
 GOOD: dict[str, dict[str, Any]] = {
+    "agent": {"prompt": "x", "tools": [{"kind": "flow", "flow_id": "child"}]},
     "branch": {"cases": [{"when": "inputs.x", "then": []}]},
+    "chat_model": {"prompt": "x", "output_schema": {"type": "object"}},
     "flow": {"flow": "child"},
     "http_request": {"url": "http://a.example"},
     "map": {"over": "inputs.x", "each": {"kind": "select", "expression": "item"}},
@@ -60,6 +62,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "sleep": {"seconds": 1},
     "template": {"template": "x"},
     "text_file": {"uri": "x"},
+    "tool": {"tool": {"kind": "python", "function": "a:b"}, "arguments": {"x": "${inputs.x}"}},
     "wait_for_signal": {"signal": "x"},
 }
 
