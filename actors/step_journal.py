@@ -57,6 +57,13 @@ class StepJournal:
         node = self._actor.state.nodes.get(self.node_id)
         return None if node is None else node.steps.get(self._prefix + step)
 
+    def steps(self) -> list[tuple[str, StepState]]:
+        """Every step of this conversation so far, in the order in which they began."""
+        node = self._actor.state.nodes.get(self.node_id)
+        known = {} if node is None else node.steps
+        skip = len(self._prefix)
+        return [(step[skip:], known[step]) for step in known if step.startswith(self._prefix)]
+
     def answer(self, step: str) -> MessageRecorded | None:
         """What the step answered, if it did."""
         known = self.known(step)

@@ -87,6 +87,7 @@ class BlobStore:
 
         ``writer_id`` keeps apart the unfinished files of several processes; by default the process id.
         """
+        self.url = url
         # fsspec ships no types.
         self._fs, root = cast("tuple[Any, str]", cast("Any", fsspec).core.url_to_fs(url))
         self._root = root.rstrip("/")
