@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from bench import progress, throughput
+from bench import agents, progress, throughput
 from bench.fan_out import fan_out
 from bench.generator import GeneratorFault
 from bench.idle import idle
@@ -41,6 +41,9 @@ FIGURES: dict[str, Measure] = {
     "kill": kill,
     "sse_fanout": fan_out,
     "idle": idle,
+    "agents": agents.agents,
+    "agents_idle": agents.conversations,
+    "agents_kill": agents.agents_kill,
 }
 """What can be measured, in the order it is."""
 

@@ -110,11 +110,14 @@ class EventStream(asyncio.Protocol):
         self.close()
 
 
-async def open_stream(session: Session, execution_id: str, on_frame: OnFrame) -> EventStream:
+async def open_stream(session: Session, execution_id: str, on_frame: OnFrame, query: str = "") -> EventStream:
     """The execution's stream, once the server has answered 200. Raises: OSError, ConnectionEnded."""
-    request = session.request(
-        "GET", f"/v1/executions/{execution_id}/stream", b"", "Accept: text/event-stream"
-    )
+    return await follow(session, f"/v1/executions/{execution_id}/stream{query}", on_frame)
+
+
+async def follow(session: Session, path: str, on_frame: OnFrame) -> EventStream:
+    """Any stream, once the server has answered 200. Raises: OSError, ConnectionEnded."""
+    request = session.request("GET", path, b"", "Accept: text/event-stream")
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_connection(
         lambda: EventStream(request, on_frame), session.host, session.port

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bench.agent_flows import AGENT_RUN
+
 THREE_TEMPLATES: dict[str, Any] = {
     "heliograph": 1,
     "id": "three-templates",
@@ -66,5 +68,12 @@ SLEEP_THEN_FUNCTION: dict[str, Any] = {
     ],
 }
 
-PUBLISHED = (THREE_TEMPLATES, THREE_FUNCTIONS, WAIT_THEN_TEMPLATE, WAIT_THEN_CHAIN, SLEEP_THEN_FUNCTION)
+PUBLISHED = (
+    THREE_TEMPLATES,
+    THREE_FUNCTIONS,
+    WAIT_THEN_TEMPLATE,
+    WAIT_THEN_CHAIN,
+    SLEEP_THEN_FUNCTION,
+    AGENT_RUN,
+)
 """What every measured installation has."""

@@ -17,11 +17,14 @@ import msgspec
 import uvloop
 
 from bench import (
+    load_agents,
     load_ask_status,
+    load_chat,
     load_closed_loop,
     load_fan_out,
     load_see_end,
     load_start_and_follow,
+    load_start_some,
     load_start_until_broken,
     load_wait_and_signal,
 )
@@ -39,6 +42,9 @@ WORK: dict[str, Work] = {
     "start_until_broken": load_start_until_broken.run,
     "see_end": load_see_end.run,
     "fan_out": load_fan_out.run,
+    "agent_runs": load_agents.run,
+    "start_some": load_start_some.run,
+    "chat": load_chat.run,
 }
 
 

@@ -13,7 +13,7 @@ from bench.report import Figure
 
 
 def table(documents: Sequence[Document]) -> str:
-    """The figures that have a goal, and the throughputs, in the order of the first document."""
+    """The figures that have a goal, the throughputs and what things cost, in the order of the first document."""
     found = [{each.name: each for group in one.figures.values() for each in group} for one in documents]
     shown = {each.name: each for figures in found for each in figures.values() if _is_shown(each)}
     rows = [
@@ -27,7 +27,12 @@ def table(documents: Sequence[Document]) -> str:
 
 
 def _is_shown(each: Figure) -> bool:
-    return each.goal is not None or each.unit == "executions/s" or each.name.endswith("_cpu")
+    return (
+        each.goal is not None
+        or each.unit == "executions/s"
+        or each.name.endswith("_cpu")
+        or each.name == "conversation_memory"
+    )
 
 
 def _goal(each: Figure) -> str:
