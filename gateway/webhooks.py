@@ -25,21 +25,21 @@ from urllib.parse import urlsplit
 
 import httpx
 import structlog
-from eventsourcing.persistence import IntegrityError
 
 from actors.egress import EgressGuard, EgressRefused
 from actors.egress_transport import TOTAL_SECONDS, vetted_client
 from gateway.aggregates import change
 from gateway.context import new_id, now
+from gateway.following import Following, supervise
 from gateway.webhook_signing import Signatures
 from projections import callbacks, execution_summary
 from projections.callbacks import CallbackRow
 from projections.execution_summary import ExecutionRow
 from runtime.callbacks import CallbackState, deliver, evolve_callback, fail, schedule
-from runtime.errors import Conflict, DomainError, InvariantViolated
+from runtime.errors import Conflict, InvariantViolated
 from runtime.event_log import Append, Chain
 from runtime.events import TERMINAL_EVENTS, Event
-from runtime.ids import SECOND, ExecutionId, Micros, Position, TenantId, callback_stream
+from runtime.ids import SECOND, ExecutionId, Micros, TenantId, callback_stream
 
 if TYPE_CHECKING:
     from projections.store import ReadStore
@@ -49,14 +49,6 @@ log = structlog.get_logger("gateway.webhooks")
 
 READER = "callbacks"
 """Name of the tracking position."""
-
-PAGE_EVENTS_MAX = 500
-TRACK_EVERY_POSITIONS = 10_000
-"""How far the reader may go without anything to do before it records where it is."""
-
-POLL_SECONDS = 0.25
-PAUSE_SECONDS_MAX = 30.0
-"""Longest pause of a loop that keeps failing."""
 
 IN_FLIGHT_MAX = 32
 """Attempts at a time; the others stay due."""
@@ -143,8 +135,7 @@ class Callbacks:
         self._clock = clock
         self._draw = draw
         self._holder = new_id()
-        self._cursor: Position | None = None
-        self._tracked = Position(0)
+        self._following = Following(event_log, store, READER, _TERMINAL_TOPICS)
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
 
@@ -152,24 +143,10 @@ class Callbacks:
         """Follow and deliver until cancelled; a failure is logged and tried again, later and later."""
         try:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(self._supervise("follow", self.follow_once))
-                loops.create_task(self._supervise("deliver", self.deliver_due))
+                loops.create_task(supervise("callbacks.follow", self.follow_once))
+                loops.create_task(supervise("callbacks.deliver", self.deliver_due))
         finally:
             await self._drain()
-
-    async def _supervise(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
-        pause = POLL_SECONDS
-        while True:
-            try:
-                is_busy = await step()
-                pause = 0.0 if is_busy else POLL_SECONDS
-            except DomainError as error:
-                pause = min(max(pause, POLL_SECONDS) * 2, PAUSE_SECONDS_MAX)
-                log.warning("callbacks_interrupted", loop=name, reason=str(error), pause_seconds=pause)
-            except Exception:
-                pause = min(max(pause, POLL_SECONDS) * 2, PAUSE_SECONDS_MAX)
-                log.exception("callbacks_failed", loop=name, pause_seconds=pause)
-            await asyncio.sleep(pause)
 
     async def settled(self) -> None:
         """Wait until no attempt is in flight; each takes at most `TOTAL_SECONDS` and its record."""
@@ -194,21 +171,14 @@ class Callbacks:
         return await asyncio.to_thread(self._follow)
 
     def _follow(self) -> bool:
-        if self._cursor is None:
-            self._cursor = self._tracked = self._store.tracked(READER)
-        newest = self._log.max_position()
-        if newest <= self._cursor:
+        page = self._following.page()
+        if page is None:
             return False
-        page = self._log.feed(self._cursor, PAGE_EVENTS_MAX, _TERMINAL_TOPICS)
-        is_whole = len(page) < PAGE_EVENTS_MAX
-        # Positions become visible in their order: a page that is not full has everything up to `newest`.
-        reached = Position(max(newest, page[-1].position if page else 0)) if is_whole else page[-1].position
-        rows = execution_summary.get_many(self._store, [each.originator_id for each in page])
+        ids = [each.originator_id for each in page.events]
+        rows = execution_summary.get_many(self._store, ids)
         scheduled = self._schedule([row for row in rows.values() if row.callback_url])
-        self._cursor = reached
-        if scheduled or reached - self._tracked >= TRACK_EVERY_POSITIONS:
-            self._track(reached)
-        return not is_whole
+        self._following.followed(page, track=scheduled > 0)
+        return page.more
 
     def _schedule(self, rows: Sequence[ExecutionRow]) -> int:
         appends: list[Append] = []
@@ -234,14 +204,6 @@ class Callbacks:
                 log.error("callback_not_schedulable", reason=str(outcome))
             # A conflict means that it is scheduled already: by another gateway, or before a crash.
         return len(appends)
-
-    def _track(self, position: Position) -> None:
-        try:
-            with self._store.transaction() as transaction:
-                transaction.track(READER, position)
-        except IntegrityError:
-            log.debug("callbacks_tracked_further", position=position)  # another gateway is ahead
-        self._tracked = position
 
     # --- delivering -------------------------------------------------------------------------------------
 
