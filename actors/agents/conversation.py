@@ -53,10 +53,12 @@ async def converse(
     Raises: what a model's last try raised; RunFailed; ValueError for a history that is none.
     """
     run: AgentRun[object, Any]
+    # The prompt stands in the history, so what the library sends has a message for each of these.
+    asked: Json = {"role": "user", "content": spec.prompt}
     async with _AGENT.iter(
-        spec.prompt,
+        None,
         output_type=output_spec(named, spec.output_schema),
-        message_history=history_of(spec.history),
+        message_history=history_of([*spec.history, asked]),
         model=model,
         instructions=instructions_of(spec, of_tools) or None,
         deps=None,

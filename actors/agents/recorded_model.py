@@ -49,7 +49,8 @@ RETRY_AFTER_MAX_SECONDS = 60.0
 THINKING_CHARS_MAX = 8_000
 """Told of one answer's thinking; its whole stands in the answer's ``raw``."""
 
-Fit = Callable[[list[ModelMessage], ModelRequestParameters], Awaitable[list[ModelMessage]]]
+Fit = Callable[[list[ModelMessage], ModelRequestParameters, bool], Awaitable[list[ModelMessage]]]
+"""What is sent for a conversation; the flag: whether the call has no answer yet."""
 
 
 class Calls:
@@ -96,14 +97,14 @@ class RecordedModel(WrapperModel):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """The next answer, from the log or from the model. Raises: what the model's last try raised."""
-        if self._fit is not None:
-            messages = await self._fit(messages, model_request_parameters)
         self._count += 1
         step = f"{self._purpose or 'model'}-{self._count}"
         if self._first_step:
             step = self._first_step if self._count == 1 else f"{self._first_step}~{self._count}"
-        digest = request_hash(self._named.name, messages, model_settings, model_request_parameters)
         recorded = self._journal.answer(step)
+        if self._fit is not None:
+            messages = await self._fit(messages, model_request_parameters, recorded is None)
+        digest = request_hash(self._named.name, messages, model_settings, model_request_parameters)
         if recorded is not None:
             self._compare(step, digest)
             answer = await self._read(recorded)

@@ -32,15 +32,16 @@ def test_a_text_answer_is_recorded_told_and_returned(model_server: ModelServer) 
     assert (output.turns, output.stop_reason, output.model) == (0, "completed", "test-model")
     assert actor.steps() == ["model-1"]
     assert "".join(text for _, _, text in actor.deltas) == "Hello there, you."
-    assert [offset for _, offset, _ in actor.deltas][0] == 0
-    assert actor.state.model_calls == 1 and actor.state.input_tokens > 0
+    assert next(offset for _, offset, _ in actor.deltas) == 0
+    assert actor.state.model_calls == 1
+    assert actor.state.input_tokens > 0
 
 
 def test_tool_calls_of_one_answer_are_all_recorded_before_the_next_model_call(
     model_server: ModelServer,
 ) -> None:
     model_server.play(two_sums())
-    tools = Tools({"add": lambda a, b: a + b})
+    tools = Tools({"add": add})
     actor, outcome = run(AgentSpec(prompt="sum", tools=(TOOL,)), settings_for(model_server), tools)
     output = output_of(outcome)
     assert output.output == "3\n7"
@@ -81,7 +82,8 @@ def test_killed_at_every_event_each_answered_call_is_made_once(model_server: Mod
         history, outcome = run_until_killed(spec, settings_for(model_server), tools, (), cut, home)
         if outcome is None:
             history, outcome = run_until_killed(spec, settings_for(model_server), tools, history, 1_000, home)
-        assert outcome is not None and output_of(outcome) == expected
+        assert outcome is not None
+        assert output_of(outcome) == expected
         recorded = [event.step for event in history if isinstance(event, MessageRecorded)]
         assert sorted(recorded) == ["model-1", "model-2", "tool-one", "tool-two"]
         assert called_after_answer(history, model_server) == []
@@ -89,6 +91,10 @@ def test_killed_at_every_event_each_answered_call_is_made_once(model_server: Mod
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def long_result(a: int, b: int) -> str:
+    return "x" * 20_000
 
 
 def called_after_answer(history: list[Any], server: ModelServer) -> list[str]:
@@ -114,7 +120,8 @@ def test_a_finished_log_is_replayed_without_any_call(model_server: ModelServer) 
     model_server.journal.clear()
     tools = Tools({"add": add})
     again, second = run_until_killed(spec, settings_for(model_server), tools, history, 1_000, Home())
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert output_of(first) == output_of(second)
     assert again == history
     assert [name for name, _, _ in tools.calls if name == "add"] == []
@@ -126,11 +133,13 @@ def test_large_answers_stand_in_the_blob_store_and_are_read_back(model_server: M
     model_server.play(Rule(turns=(Reply(text=long, calls=(ToolUse("add", {"a": 1, "b": 2}),)), says("done"))))
     spec = AgentSpec(prompt="p", tools=(TOOL,))
     home = Home()
-    tools = Tools({"add": lambda a, b: "x" * 20_000})
+    tools = Tools({"add": long_result})
     history, outcome = run_until_killed(spec, settings_for(model_server), tools, (), 1_000, home)
-    assert outcome is not None and outcome.output_ref is not None
+    assert outcome is not None
+    assert outcome.output_ref is not None
     again = run_until_killed(spec, settings_for(model_server), tools, history, 1_000, home)[1]
-    assert again is not None and again.output_ref == outcome.output_ref
+    assert again is not None
+    assert again.output_ref == outcome.output_ref
     recorded = [e for e in history if isinstance(e, MessageRecorded) and e.content_ref is not None]
     assert [event.role for event in recorded] == ["assistant", "tool"]
 
@@ -141,4 +150,5 @@ def test_the_offline_model_says_so_in_every_answer(name: str) -> None:
     output: AgentOutput = output_of(outcome)
     assert output.model == "offline"
     assert str(output.output).startswith("[offline model] ")
-    assert actor.state.cost == 0 and actor.state.cost_known
+    assert actor.state.cost == 0
+    assert actor.state.cost_known
