@@ -214,3 +214,19 @@ def count(store: Reader, tenant: str, kind: str) -> int:
     """Those that aren't deleted."""
     sql = "SELECT COUNT(*) FROM resources WHERE tenant = ? AND kind = ? AND deleted_at IS NULL"
     return int(store.query(sql, (tenant, kind))[0][0])
+
+
+def count_children(
+    store: Reader, tenants: Collection[str], kind: str, parents: Collection[str]
+) -> dict[str, int]:
+    """How many resources of ``tenants`` name each of ``parents`` as theirs; those without any are left out."""
+    if not tenants or not parents:
+        return {}
+    found = store.query(
+        "SELECT parent, COUNT(*) FROM resources"
+        f" WHERE tenant IN ({', '.join('?' * len(tenants))}) AND kind = ? AND deleted_at IS NULL"
+        # The last condition is the partial index's own.
+        f" AND parent IN ({', '.join('?' * len(parents))}) AND parent <> '' GROUP BY parent",
+        (*tenants, kind, *parents),
+    )
+    return {parent: int(number) for parent, number in found}

@@ -104,6 +104,24 @@ def final_node(steps: Sequence[Step]) -> str:
     return node_id(steps[-1].step) if steps[-1].mcp == ASSISTANT else RESULT_NODE
 
 
+def planned_steps(document: Mapping[str, Any]) -> list[Step]:
+    """The steps that a flow made by `flow_document` carries out, inputs as they stand in its nodes."""
+    steps: list[Step] = []
+    for node in cast("list[dict[str, Any]]", document["nodes"]):
+        number = step_of(node["id"])
+        if number is None:
+            continue
+        match node["kind"]:
+            case "tool":
+                step = Step(number, node["tool"]["name"], node["name"], node.get("arguments") or {})
+            case "flow":
+                step = Step(number, FLOWS, node["flow"], node.get("input") or {})
+            case _:
+                step = Step(number, ASSISTANT, ANSWER, {})
+        steps.append(step)
+    return steps
+
+
 # --- what a plan must keep ------------------------------------------------------------------------------
 
 
@@ -167,10 +185,9 @@ def _node(step: Step, before: Sequence[Step], servers: Mapping[str, Mapping[str,
 
 def _results(steps: Sequence[Step]) -> str:
     """The outputs of steps, as the items of a list in a template."""
-    items: list[str] = []
-    for step in steps:
-        items.append(f"({_quoted(f'{step.mcp}: {step.action}')}, nodes.{node_id(step.step)})")
-    return ", ".join(items)
+    return ", ".join(
+        f"({_quoted(f'{step.mcp}: {step.action}')}, nodes.{node_id(step.step)})" for step in steps
+    )
 
 
 def _template(text: str) -> str:

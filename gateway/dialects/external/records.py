@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
+from gateway import agent_documents
+from gateway.agent_documents import AgentDocument
 from gateway.dialects.external.wire import STATUSES, Agent, AgentDetails, Plan, Task, as_object, iso
 from gateway.registry import Resource
 from gateway.run_view import agent_output
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from gateway.call import Call
     from gateway.context import Gateway
 
-TASK, AGENT, CONVERSATION = "task", "agent", "conversation"
-"""Kinds of resources."""
+TASK, CONVERSATION = "task", "conversation"
+"""Kinds of resources, beside `agent_documents.AGENT`."""
 
 RUN_STATUSES: Mapping[str, tuple[str, ...]] = {
     shown: tuple(status for status, name in STATUSES.items() if name == shown)
@@ -53,23 +55,6 @@ class TaskDocument(msgspec.Struct, frozen=True, kw_only=True):
     claimed_at: int = 0
 
 
-class AgentDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields this contract knows of an agent; other contracts keep theirs beside them.
-
-    ``flow_id``: the flow that carries out its plan; empty: the agent answers by itself.
-    """
-
-    name: str
-    description: str = ""
-    status: str = "private"
-    categories: tuple[str, ...] = ()
-    related_questions: tuple[str, ...] = ()
-    task_id: str = ""
-    plan: Plan | None = None
-    flow_id: str = ""
-    flow_version: str = ""
-
-
 class ConversationDocument(msgspec.Struct, frozen=True, kw_only=True):
     """``parent``: the agent. ``latest_run`` and what belongs to it as in ``TaskDocument``."""
 
@@ -84,7 +69,13 @@ def task_of(resource: Resource) -> TaskDocument:
 
 
 def agent_of(resource: Resource) -> AgentDocument:
-    return msgspec.convert(resource.document, AgentDocument)
+    return agent_documents.agent_of(resource.document)
+
+
+def agent_plan(resource: Resource) -> Plan | None:
+    """Its copy of a task's plan; None for an agent that answers by itself."""
+    plan = resource.document.get("plan")
+    return None if plan is None else msgspec.convert(plan, Plan)
 
 
 def cause_of(call: Call) -> Cause:
@@ -152,8 +143,8 @@ def shown_agent(resource: Resource, usage_count: int) -> Agent:
 
 
 def shown_agent_details(resource: Resource, usage_count: int) -> AgentDetails:
-    agent = agent_of(resource)
-    return AgentDetails(**_agent_fields(resource, agent, usage_count), mcp_workflow=agent.plan)
+    fields = _agent_fields(resource, agent_of(resource), usage_count)
+    return AgentDetails(**fields, mcp_workflow=agent_plan(resource))
 
 
 def _agent_fields(resource: Resource, agent: AgentDocument, usage_count: int) -> dict[str, Any]:

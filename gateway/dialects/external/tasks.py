@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from gateway.dialects.external.records import RUN_STATUSES, TASK, TaskDocument, cause_of, shown_task, shown_tasks
+from gateway.dialects.external.records import (
+    RUN_STATUSES,
+    TASK,
+    TaskDocument,
+    cause_of,
+    shown_task,
+    shown_tasks,
+)
 from gateway.dialects.external.wire import (
     TASK_STATUSES,
     TEXT_MAX,
