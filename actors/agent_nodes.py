@@ -42,12 +42,21 @@ class AgentNodes:
 
     async def run(self, actor: ExecutionActor, action: RunAgent | CallTool, attempt: Attempt) -> StepOutcome:
         """One attempt of an agent node, or of one item of a map. Raises: CancelledError only."""
-        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
-            self._opening = asyncio.get_running_loop().create_task(self._open())
-        service = await asyncio.shield(self._opening)
+        service = await asyncio.shield(self._service())
         prefix = "" if attempt.index is None else item_prefix(attempt.index)
         journal = StepJournal(actor, attempt.node_id, attempt.attempt, prefix)
         return await service.run(action, journal, attempt.timeout_seconds)
+
+    def prepare(self) -> None:
+        """Import the loop now when a model is configured: the first run need not wait for it."""
+        if self._settings.model:
+            self._service()
+
+    def _service(self) -> "asyncio.Task[AgentService]":
+        opening = self._opening
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            opening = self._opening = asyncio.get_running_loop().create_task(self._open())
+        return opening
 
     async def _open(self) -> "AgentService":
         module = await asyncio.to_thread(import_module, "actors.agents.service")
@@ -55,8 +64,11 @@ class AgentNodes:
         return service
 
     async def close(self) -> None:
-        if self._opening is not None and self._opening.done() and self._opening.exception() is None:
-            await self._opening.result().close()
+        opening = self._opening
+        if opening is not None and not opening.done():
+            opening.cancel()
+        elif opening is not None and not opening.cancelled() and opening.exception() is None:
+            await opening.result().close()
         if self._http is not None:
             await self._http.aclose()
 

@@ -187,6 +187,7 @@ class Host:
         log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=self._admission.queued)
         self._state = "running"
         self._admission.open()
+        self._agents.prepare()
         await self._wake_ups.look()
         await self._recovery.look_at_waiting()
 
