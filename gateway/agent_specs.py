@@ -154,7 +154,7 @@ class AgentSpecs:
                 tagged, _total = await registry.listing(owner, kind, labels=tags, limit=TAGGED_MAX)
                 for resource in tagged:
                     found.setdefault(resource.resource_id, resource)
-        return tuple(part for each in found.values() if (part := _part(each, made)) is not None)
+        return tuple(part for each in found.values() for part in _parts(each, made))
 
     async def _memories(self, tenant: str, agent: Resource | None, options: RunOptions) -> tuple[str, ...]:
         """Oldest first, so that what was learnt last stands nearest to the prompt."""
@@ -212,16 +212,25 @@ def _checked(spec: AgentSpec) -> AgentSpec:
         raise InvalidInput((("", str(error)),)) from None
 
 
-def _part(resource: Resource, made: type[T]) -> T | None:
-    """A skill or guardrail of its document's fields; one that can't be read is left out, and logged."""
-    known = {key: value for key, value in resource.document.items() if value is not None}
-    try:
-        return msgspec.convert(known, made)
-    except msgspec.ValidationError as error:
-        log.warning(
-            "resource_left_out", kind=resource.kind, resource_id=resource.resource_id, reason=str(error)
-        )
-        return None
+def _parts(resource: Resource, made: type[T]) -> list[T]:
+    """What a skill's or guardrail's document says; what can't be read is left out, and logged.
+
+    One with ``rules`` stands for each of them, and one that is not ``enabled`` for nothing.
+    """
+    if resource.document.get("enabled") is False:
+        return []
+    rules: Any = resource.document.get("rules")
+    documents = cast("list[dict[str, Json]]", rules) if isinstance(rules, list) else [resource.document]
+    parts: list[T] = []
+    for document in documents:
+        known = {key: value for key, value in document.items() if value is not None}
+        try:
+            parts.append(msgspec.convert(known, made))
+        except msgspec.ValidationError as error:
+            log.warning(
+                "resource_left_out", kind=resource.kind, resource_id=resource.resource_id, reason=str(error)
+            )
+    return parts
 
 
 def _server(resource: Resource) -> McpServer | None:

@@ -26,7 +26,7 @@ from gateway.agent_runs import AgentRuns
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
-from gateway.dialects import CALLBACK_BODIES, DIALECTS
+from gateway.dialects import CALLBACK_BODIES, CALLBACK_URLS, DIALECTS
 from gateway.hosts import Connect, connect_ray
 from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
 from gateway.idempotency import Idempotency
@@ -222,7 +222,8 @@ def _callbacks(gateway: Gateway) -> Callbacks:
         # The value is left out: a secret has no place in a log.
         raise SettingFault("HELIOGRAPH_WEBHOOK_SECRETS", "...", str(error)) from None
     bodies = {source: partial(render, gateway) for source, render in CALLBACK_BODIES.items()}
-    return Callbacks(gateway.log, gateway.store, gateway.egress, signatures, bodies)
+    choosers = {source: partial(choose, gateway) for source, choose in CALLBACK_URLS.items()}
+    return Callbacks(gateway.log, gateway.store, gateway.egress, signatures, bodies, choosers)
 
 
 async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gateway], None] | None) -> None:

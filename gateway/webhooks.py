@@ -91,6 +91,9 @@ _CLAIM = (
 Render = Callable[[ExecutionRow], Awaitable[bytes]]
 """Writes the body of a callback in the words of the dialect the execution came in by."""
 
+Choose = Callable[[ExecutionRow], str]
+"""Which URL is told of the execution's end, for a dialect that tells different ones; empty: none. Blocks."""
+
 
 class _Outcome(NamedTuple):
     """``status_code`` 0: no answer came. ``is_final``: another attempt can't help."""
@@ -112,8 +115,9 @@ class _Permanent(Exception):
 class Callbacks:
     """Schedules and delivers callbacks while it runs.
 
-    ``renderers``: by the execution's source; only what is named here has callbacks. ``draw`` gives numbers
-    in [0, 1) for the jitter of the attempts.
+    ``renderers``: by the execution's source; only what is named here has callbacks. ``choosers``: for those
+    whose ``callback_url`` is not simply the one URL. ``draw`` gives numbers in [0, 1) for the jitter of the
+    attempts.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Callbacks:
         guard: EgressGuard,
         signatures: Signatures,
         renderers: Mapping[str, Render],
+        choosers: Mapping[str, Choose] | None = None,
         *,
         clock: Callable[[], Micros] = now,
         draw: Callable[[], float] = random.random,
@@ -132,6 +137,7 @@ class Callbacks:
         self._client = vetted_client(guard)
         self._signatures = signatures
         self._renderers = renderers
+        self._choosers = choosers or {}
         self._clock = clock
         self._draw = draw
         self._holder = new_id()
@@ -187,12 +193,16 @@ class Callbacks:
             if row.source not in self._renderers:
                 log.error("callback_without_renderer", execution_id=row.execution_id, source=row.source)
                 continue
+            choose = self._choosers.get(row.source)
+            url = row.callback_url if choose is None else choose(row)
+            if not url:
+                continue
             execution_id = ExecutionId(row.execution_id)
             events = schedule(
                 None,
                 execution_id,
                 TenantId(row.tenant),
-                row.callback_url,
+                url,
                 row.source,
                 at=at,
                 corr=row.correlation_id,

@@ -1,8 +1,8 @@
 """What a guardrail says about a text or a request, as far as no model is asked. Pure.
 
 A reason is worded for the caller and goes behind ``Guardrail '<name>': `` (workflows contract 3.6). Patterns
-are matched by an engine that gives up after a bounded number of steps back: one that runs into the bound counts
-as broken, since the text could not be cleared.
+are matched by an engine that gives up after a bounded number of steps back: one that runs into the bound
+counts as broken, since the text could not be cleared.
 """
 
 from collections.abc import Mapping
