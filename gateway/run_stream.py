@@ -184,7 +184,12 @@ class RunStream:
         numbered: list[Numbered] = []
         if text is not None and (told > len(content) or not content.startswith(text.known[:told])):
             # A piece of an abandoned try slipped in, or the answer was changed before it was recorded.
-            void = {"error": "the text so far was replaced", "error_type": "TextReplaced", "step": event.step}
+            void = {
+                "error": "the text so far was replaced",
+                "error_type": "TextReplaced",
+                "node": event.node_id,
+                "step": event.step,
+            }
             numbered.append((here.number, Logged(at=event.at, event="retrying", detail=void)))
             told = 0
         if content[told:]:

@@ -321,7 +321,8 @@ class RunFold:
                 call = self._log(event, "tool_call", tool=event.name, step=event.step)
                 return [replace(call, tool_input=event.request)]
             case events.StepRetried():
-                return [self._retried(event, event.error, event.retry_at, step=event.step, tries=event.tries)]
+                where = {"node": event.node_id, "step": event.step, "tries": event.tries}
+                return [self._retried(event, event.error, event.retry_at, **where)]
             case events.MessageRecorded():
                 return self._message(event)
             case events.UsageRecorded():
