@@ -7,7 +7,7 @@ lost, and whoever waits for it to be durable waits for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -32,7 +32,7 @@ from runtime.plan import CallTool, Plan, RunAgent
 from runtime.state import ExecutionState
 
 NODE = NodeId("agent")
-SMALL_BYTES = 1_000
+SMALL_BYTES = 2_000
 """Above it, this home puts a value into its blob store."""
 
 
@@ -164,7 +164,7 @@ class Tools:
         )
 
     @asynccontextmanager
-    async def open(self, spec: AgentSpec, journal: StepJournal) -> AsyncIterator[OpenTools]:
+    async def open(self, spec: AgentSpec, journal: StepJournal) -> AsyncGenerator[OpenTools]:
         yield self
 
     async def call(
