@@ -20,6 +20,7 @@ from pydantic_ai.providers import Provider, infer_provider_class
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import ToolDefinition
 
 from actors.agents.errors import ModelNotConfigured
 from actors.agents.home import AgentSettings
@@ -138,7 +139,10 @@ def _is_provider(name: str) -> bool:
 
 
 class OfflineModel(TestModel):
-    """The library's model for trying things out, labelled: it calls every tool once, then answers."""
+    """The library's model for trying things out, labelled: it calls every tool once, then answers.
+
+    It makes up arguments by a tool's schema; tools whose schema says more than it understands are not called.
+    """
 
     def __init__(self) -> None:
         super().__init__(model_name=OFFLINE)
@@ -149,9 +153,20 @@ class OfflineModel(TestModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
+        # Nothing is awaited between here and the use of it.
+        self.call_tools = [
+            tool.name for tool in model_request_parameters.function_tools if self._can_call(tool)
+        ]
         response = super()._request(messages, model_settings, model_request_parameters)
         response.parts = [
             TextPart(OFFLINE_LABEL + part.content) if isinstance(part, TextPart) else part
             for part in response.parts
         ]
         return response
+
+    def _can_call(self, tool: ToolDefinition) -> bool:
+        try:
+            self.gen_tool_args(tool)
+        except (NotImplementedError, KeyError, TypeError):
+            return False
+        return True

@@ -163,6 +163,8 @@ class Server:
             raise unknown
         if not response.is_success:
             raise self._refusal(response)
+        if response.status_code == 204:
+            return {}
         try:
             return cast("dict[str, Any]", response.json())
         except json.JSONDecodeError:
@@ -182,7 +184,7 @@ class Server:
 
     def _refusal(self, response: httpx.Response) -> CliFailure:
         problem = _problem(response)
-        detail = str(problem.get("message") or problem.get("detail") or response.reason_phrase)
+        detail = _told(problem.get("message") or problem.get("detail")) or response.reason_phrase
         match response.status_code:
             case 401 if not self._has_key:
                 return CliFailure(
@@ -234,6 +236,14 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
     fields = cast("dict[str, Any]", body)
     error = fields.get("error")
     return cast("dict[str, Any]", error) if isinstance(error, dict) else fields
+
+
+def _told(detail: Any) -> str:
+    """A text; a list of what is wrong where becomes one (workflows contract 2)."""
+    if not isinstance(detail, list):
+        return str(detail or "")
+    faults = cast("list[dict[str, Any]]", detail)
+    return "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in faults)
 
 
 def _broken_rules(detail: str, problem: Mapping[str, Any]) -> tuple[str, str]:

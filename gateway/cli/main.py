@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import doctor, executions, flows, keys, log, mcp, run, secrets, server
+from gateway.cli import agents, chat, doctor, executions, flows, keys, log, mcp, run, secrets, server
 from gateway.cli.failures import CliFailure, exit_with
 from runtime.errors import Diverged, DomainError, Unavailable
 
@@ -29,6 +29,13 @@ HELP = """Durable executions on Ray: start flows, watch them, prove what happene
   heliograph events EXECUTION --follow
   heliograph verify                            prove what the log holds
 
+[bold]Agents[/bold]
+
+\b
+  heliograph serve --model offline             or name a real one
+  heliograph agents create Helper
+  heliograph chat Helper "Good morning"
+
 [bold]On another machine[/bold]
 
 \b
@@ -47,11 +54,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_START, _EXECUTIONS, _OPERATE = "Start here", "Executions", "Operate"
+_START, _AGENTS, _EXECUTIONS, _OPERATE = "Start here", "Agents", "Executions", "Operate"
 
 app.command(rich_help_panel=_START)(server.serve)
 app.command(rich_help_panel=_START)(server.demo)
 app.command(rich_help_panel=_START)(run.run)
+app.command(rich_help_panel=_AGENTS)(chat.chat)
+app.add_typer(agents.app, name="agents", rich_help_panel=_AGENTS)
+app.add_typer(mcp.app, name="mcp", rich_help_panel=_AGENTS)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=_AGENTS)
 app.command(rich_help_panel=_EXECUTIONS)(executions.submit)
 app.command(rich_help_panel=_EXECUTIONS)(executions.status)
 app.command(rich_help_panel=_EXECUTIONS)(executions.events)
@@ -61,8 +72,6 @@ app.command(rich_help_panel=_EXECUTIONS)(executions.pause)
 app.command(rich_help_panel=_EXECUTIONS)(executions.resume)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
-app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
-app.add_typer(mcp.app, name="mcp", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(log.verify)
 app.command(rich_help_panel=_OPERATE)(log.export)
