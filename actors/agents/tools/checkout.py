@@ -216,8 +216,9 @@ class _Fetching:
         return output.stdout
 
     async def _watch(self) -> None:
-        while await asyncio.to_thread(_size, self._place) <= self._bytes_max:
-            await asyncio.sleep(WATCH_SECONDS)  # noqa: ASYNC110  # nothing tells how large a folder is
+        # Nothing tells when a folder has grown, so it is looked at (hence the noqa).
+        while await asyncio.to_thread(_size, self._place) <= self._bytes_max:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_SECONDS)
         raise CheckoutTooLarge
 
 

@@ -184,7 +184,8 @@ async def open_repository(
 def recorded_edits(journal: StepJournal) -> list[dict[str, Json]]:
     """Arguments of the edits that succeeded, in the order in which they were begun.
 
-    An edit's own step holds what it gave; its arguments stand in the answer of the model that asked for it."""
+    An edit's own step holds what it gave; its arguments stand in the answer of the model that asked.
+    """
     asked: dict[str, Json] = {}
     edits: list[dict[str, Json]] = []
     for step, known in journal.steps():

@@ -16,7 +16,7 @@ Title = Annotated[str, msgspec.Meta(max_length=TITLE_CHARS_MAX)]
 
 
 class _Todo(msgspec.Struct, frozen=True):
-    id: Annotated[str | int, msgspec.Meta(max_length=100)]
+    id: Annotated[str, msgspec.Meta(max_length=100)] | int
     title: Title
     status: Literal["not-started", "in-progress", "completed"]
 

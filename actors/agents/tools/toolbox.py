@@ -9,6 +9,7 @@ Every fault of a call is a result for the model; only what keeps the run from ha
 import asyncio
 import os
 import re
+import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -207,7 +208,9 @@ async def _call(
     except DomainError as error:
         result = ToolResult(content=f"{type(error).__name__}: {error}", is_error=True)
     except Exception as error:  # a fault of ours, or a library's: the model may go on without this tool
-        log.exception("a tool failed in a way nobody foresaw", tool=definition.name)
+        # Not `exception`: a traceback with its variables could show a secret.
+        trace = credentials.redactor.text("".join(traceback.format_exception(error)))
+        log.error("a tool failed in a way nobody foresaw", tool=definition.name, traceback=trace)
         result = ToolResult(content=f"{definition.name} failed: {type(error).__name__}", is_error=True)
     return msgspec.structs.replace(result, content=credentials.redactor.value(result.content))
 
