@@ -175,7 +175,7 @@ def text_of(message: Message) -> str:
 def _assistant(answer: Answer) -> Message:
     message: Message = {"role": "assistant", "content": answer.text or None}
     if answer.tool_calls:
-        message["tool_calls"] = msgspec.to_builtins(answer.tool_calls)
+        message["tool_calls"] = list(msgspec.to_builtins(answer.tool_calls))
     if answer.raw is not None:
         message["raw"] = answer.raw
     return message
