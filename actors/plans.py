@@ -68,7 +68,6 @@ class Plans:
                 case events.FlowPublished() as published:
                     latest = FlowVersion(published.flow_version)
                     definitions[latest] = FlowDefinition.from_document(published.definition)
-                    enabled = True
                 case events.FlowDisabled():
                     enabled = False
                 case events.FlowEnabled():

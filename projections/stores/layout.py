@@ -33,10 +33,13 @@ def prepare(transaction: Transaction, create_events: Sequence[str], tables: Coll
         if META not in tables:
             raise Diverged("the store holds a table stored_events that Heliograph did not make")
         _migrate(transaction)
-    for statement in (_CREATE_META, *create_events, *inline.create_statements()):
+    for statement in (_CREATE_META, *create_events):
         transaction.execute(statement)
-    layout = _read(transaction, "inline_layout")
-    if not is_new and layout != inline.LAYOUT:
+    if is_new or _read(transaction, "inline_layout") == inline.LAYOUT:
+        for statement in inline.create_statements():
+            transaction.execute(statement)
+    else:
+        # Not before the old tables are gone: a new index may be over a column they don't have.
         _rebuild_inline(transaction)
     _write(transaction, "log_format", LOG_FORMAT)
     _write(transaction, "inline_layout", inline.LAYOUT)

@@ -62,7 +62,7 @@ class Story:
         }
         return events.Queued(**(fields | more))  # type: ignore[arg-type]
 
-    def next(self, kind: type[Event], offset: int = 0, **fields: object) -> Event:
+    def next(self, kind: type[Event], /, offset: int = 0, **fields: object) -> Event:
         """An event of the next version (``offset``: further on)."""
         version = self.version + 1 + offset
         return kind(originator_id=self.id, originator_version=version, at=START + version, **fields)  # type: ignore[call-arg]

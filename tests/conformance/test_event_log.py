@@ -377,8 +377,8 @@ def test_a_long_history_is_read_whole(log: EventLog, monkeypatch: pytest.MonkeyP
     story = Story(1)
     append(log, story.begun())
     for _ in range(5):
-        group = [story.tell(story.next(events.MessageRecorded, node_id="n0", role="user", content="x"))]
-        group += [story.tell(story.next(events.MessageRecorded, node_id="n0", role="user", content="y"))]
+        group = [story.tell(story.next(events.NodeLogged, node_id="n0", event="told", detail="x"))]
+        group += [story.tell(story.next(events.NodeLogged, node_id="n0", event="told", detail="y"))]
         append(log, *group * 1)
     assert [one.event() for one in log.read(story.id)] == story.told
     assert len(log.read(story.id, limit=11)) == 11

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 from eventsourcing.persistence import IntegrityError
 
-from projections import api_keys, callbacks, execution_summary, flows, inline
+from projections import api_keys, callbacks, execution_summary, flows, inline, resources
 from projections.execution_summary import Cursor
 from projections.inline_rebuild import Difference, check, rebuild
 from projections.store import ReadStore
@@ -14,6 +14,7 @@ from projections.stores import layout
 from runtime import administration as admin
 from runtime import callbacks as deliveries
 from runtime import events
+from runtime import resources as aggregate
 from runtime.administration import Cause
 from runtime.errors import Diverged
 from runtime.event_log import Append, Chain, EventLog
@@ -254,12 +255,70 @@ def test_due_callbacks_are_found_and_delivered_ones_leave(log: EventLog, store: 
     assert (row.status, row.attempts, row.due_at) == ("delivered", 1, None)
 
 
+def keep_resource(
+    log: EventLog, resource_id: str, document: dict[str, object], *, deleted: bool = False
+) -> None:
+    told = list(aggregate.create(None, ACME, "agent", resource_id, document, Cause(at=Micros(5), by="k")))
+    if deleted:
+        told += aggregate.delete(aggregate.fold_resource(told), Cause(at=Micros(6)))
+    stream = f"resource:acme:agent:{resource_id}"
+    [outcome] = log.append([Append(stream, told, aggregate.fold_resource(told), Chain())])
+    assert isinstance(outcome, tuple)
+
+
+def test_resources_are_rows_and_deleted_ones_stay_unlisted(log: EventLog, store: ReadStore) -> None:
+    keep_resource(log, "a1", {"name": "Ada \x00", "tags": ["Web"], "parent": "p", "status": "public"})
+    keep_resource(log, "a2", {"title": "Bo"}, deleted=True)
+    keep_resource(log, "a3", {"latest_run": execution_id(1)})
+
+    found, total = resources.listing(store, "acme", "agent")
+
+    assert ([row.resource_id for row in found], total) == (["a1", "a3"], 2)
+    assert (found[0].name, found[0].labels, found[0].parent, found[0].shared) == (
+        "Ada \ufffd",
+        '["web"]',
+        "p",
+        1,
+    )
+    gone = resources.get(store, "acme", "agent", "a2")
+    assert gone is not None
+    assert (gone.name, gone.deleted_at, gone.version) == ("Bo", 6, 2)
+    assert resources.count(store, "acme", "agent") == 2
+    assert list(check(store)) == []
+
+
+def test_resources_are_found_by_the_status_of_their_latest_run(log: EventLog, store: ReadStore) -> None:
+    log.append([Story(1).whole(), Story(2).begun()])
+    for number, run in enumerate([execution_id(1), execution_id(2), "", execution_id(3)]):
+        keep_resource(log, f"t{number}", {"latest_run": run})
+
+    def ids(*statuses: str) -> list[str]:
+        rows, total = resources.listing(store, "acme", "agent", run_statuses=statuses)
+        assert total == len(rows)
+        return [row.resource_id for row in rows]
+
+    assert ids("completed") == ["t0"]
+    assert ids("running", "completed") == ["t0", "t1"]
+    assert ids("", "running") == ["t1", "t2"]
+    assert ids("failed") == []
+
+
+def test_more_resources_than_one_statement_takes(log: EventLog, store: ReadStore) -> None:
+    ids = [f"a{number:04}" for number in range(620)]
+    for resource_id in ids:
+        keep_resource(log, resource_id, {})
+    found = resources.get_many(store, "acme", "agent", list(reversed(ids)))
+    assert [row.resource_id for row in found] == list(reversed(ids))
+
+
 def tell_everything(log: EventLog) -> None:
     log.append([Story(1).whole(), Story(2).begun()])
     publish(log, "report", "aaaa")
     publish(log, "report", "bbbb", at=20)
     create_key(log, "k1")
     schedule_callback(log, 1)
+    keep_resource(log, "a1", {"name": "Ada"})
+    keep_resource(log, "a2", {"name": "Bo"}, deleted=True)
 
 
 def content(store: ReadStore) -> dict[str, list[object]]:
@@ -275,7 +334,7 @@ def test_dropped_read_models_are_rebuilt_as_they_were(log: EventLog, store: Read
     for model in inline.MODELS:
         store.execute(f"DELETE FROM {model.table}")
 
-    assert rebuild(store) == 5
+    assert rebuild(store) == 7
 
     assert content(store) == before
     assert list(check(store)) == []
@@ -286,6 +345,7 @@ def test_a_check_names_what_differs(log: EventLog, store: ReadStore) -> None:
     store.execute("UPDATE executions SET status = 'completed' WHERE execution_id = ?", (execution_id(2),))
     store.execute("DELETE FROM api_keys")
     store.execute("UPDATE callbacks SET execution_id = 'nobody'")
+    store.execute("UPDATE resources SET name = 'stale' WHERE resource_id = 'a1'")
 
     found = list(check(store))
 
@@ -294,6 +354,7 @@ def test_a_check_names_what_differs(log: EventLog, store: ReadStore) -> None:
         ("api_keys", ("k1",)),
         ("callbacks", (execution_id(1),)),
         ("callbacks", ("nobody",)),
+        ("resources", ("acme", "agent", "a1")),
     }
     stranger = next(one for one in found if one.key == ("nobody",))
     assert isinstance(stranger, Difference)
@@ -345,6 +406,19 @@ def test_a_log_with_older_rows_has_them_rebuilt_at_start_up(open_log: OpenLog) -
 
     assert content(again) == before
     assert again.query("SELECT value FROM heliograph_meta WHERE name = 'inline_layout'") == [(inline.LAYOUT,)]
+
+
+def test_a_log_whose_tables_lack_todays_columns_gets_todays_tables(open_log: OpenLog) -> None:
+    log = open_log()
+    tell_everything(log)
+    store = ReadStore.over(log)
+    before = content(store)
+    store.execute("UPDATE heliograph_meta SET value = 1 WHERE name = 'inline_layout'")
+    store.execute("DROP TABLE resources")
+    store.execute("DROP TABLE executions")
+    store.execute("CREATE TABLE executions (execution_id TEXT NOT NULL PRIMARY KEY)")
+
+    assert content(ReadStore.over(open_log())) == before
 
 
 def test_a_log_of_an_older_format_is_migrated_in_place(

@@ -50,9 +50,7 @@ class LogMachine(RuleBasedStateMachine):
             case "recover":
                 told = story.next(events.Recovered, owner=f"host-{story.version % 3}")
             case "message":
-                told = story.next(
-                    events.MessageRecorded, node_id="n0", role="user", content={"v": story.version}
-                )
+                told = story.next(events.NodeLogged, node_id="n0", event="told", detail={"v": story.version})
             case "pause":
                 told = story.next(events.Paused)
             case _:
@@ -86,7 +84,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         knew = loser.version
         # A reason of its own, so that it can't be taken for what the right writer recorded.
-        told = loser.next(events.MessageRecorded, node_id="n0", role="stale", content=kind)
+        told = loser.next(events.NodeLogged, node_id="n0", event="stale", detail=kind)
         winner = self.step(self.writers.setdefault(other, Story(other + 1)), kind)
         outcomes = self.log.append([loser.tell(told), winner])
         if knew == self.writers[number].version:

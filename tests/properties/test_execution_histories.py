@@ -31,6 +31,7 @@ from runtime.verification import verify
 from tests.runtime.scenario import EXECUTION, T0, plan_of
 
 SIGNALS = ("go", "stop")
+STEPS = ("model-1", "tool-a", "model-2")
 ERROR = StepError(type="ValueError", message="boom")
 END_STEPS_MAX = 2_000
 """Steps within which every execution can be brought to its end."""
@@ -65,6 +66,7 @@ class Histories(RuleBasedStateMachine):
         self.stored: list[tuple[str, bytes]] = []
         self.tickets: list[tuple[NodeId, int]] = []
         self.children: list[tuple[NodeId, str]] = []
+        self.steps: dict[tuple[NodeId, str], _Step] = {}
         command = commands.StartExecution(
             at=T0,
             execution_id=EXECUTION,
@@ -91,6 +93,9 @@ class Histories(RuleBasedStateMachine):
             prev = codec.stored_hash(*self.stored[-1]) if self.stored else ""
             self.log.append(event)
             self.stored.append((event.TOPIC, codec.encode(event, prev)))
+            if isinstance(event, events.NodeCompleted):
+                # Its output stands for them: nobody asks for its calls again.
+                self.steps = {key: step for key, step in self.steps.items() if key[0] != event.node_id}
 
     def _check(self, event: Event) -> None:
         """What the events before it allow, read from the log alone."""
@@ -112,7 +117,7 @@ class Histories(RuleBasedStateMachine):
             assert attempt not in {(e.node_id, e.attempt) for e in self.log if isinstance(e, _OUTCOMES)}
             assert attempt in {(e.node_id, e.attempt) for e in self.log if isinstance(e, events.NodeStarted)}
 
-    def _do(self, kind: type[Command], **fields: Any) -> tuple[Event, ...] | None:
+    def _do(self, kind: type[Command], /, **fields: Any) -> tuple[Event, ...] | None:
         """The events the command caused; None when it was refused, which changes nothing."""
         before = self.state
         try:
@@ -269,12 +274,84 @@ class Histories(RuleBasedStateMachine):
                 assert len(recorded) == len(set(recorded))
                 assert not known & set(recorded), "a recorded success stands"
 
+    # --- the calls of an agent node ------------------------------------------------------------------------
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), step=st.sampled_from(STEPS), twice=st.booleans())
+    def a_call_begins(self, data: st.DataObject, step: str, twice: bool) -> None:
+        """Also after a crash, when its answer was not recorded, or when it was."""
+        node_id, attempt = self._ticket(data)
+        for _ in range(2 if twice else 1):
+            known = self.steps.get((node_id, step))
+            told = self._told(
+                commands.BeginStep, node_id=node_id, attempt=attempt, step=step, kind="model", name="m"
+            )
+            if not self._takes_steps(node_id, attempt) or (known is not None and known.answer is not None):
+                assert told == [], "an answered call is not made again"
+            elif known is None:
+                [started] = told
+                assert isinstance(started, events.StepStarted)
+                self.steps[node_id, step] = _Step()
+            else:
+                [retried] = told
+                assert isinstance(retried, events.StepRetried)
+                assert (retried.tries, retried.error.type) == (known.tries, "Interrupted")
+                known.tries += 1
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), step=st.sampled_from(STEPS))
+    def a_call_fails_and_is_retried(self, data: st.DataObject, step: str) -> None:
+        node_id, attempt = self._ticket(data)
+        known = self.steps.get((node_id, step))
+        told = self._told(
+            commands.RetryStep, node_id=node_id, attempt=attempt, step=step, error=ERROR, retry_at=self.now
+        )
+        if known is None or known.answer is not None or not self._takes_steps(node_id, attempt):
+            assert told == []
+            return
+        [retried] = told
+        assert isinstance(retried, events.StepRetried)
+        assert retried.tries == known.tries
+        known.tries += 1
+
+    @precondition(lambda self: self.steps)
+    @rule(data=st.data(), tokens=st.integers(0, 9), priced=st.booleans(), late=st.booleans())
+    def a_call_is_answered(self, data: st.DataObject, tokens: int, priced: bool, late: bool) -> None:
+        node_id, step = data.draw(st.sampled_from(sorted(self.steps)))
+        attempt = self.state.nodes[node_id].attempt - (1 if late else 0)
+        known = self.steps[node_id, step]
+        content = f"answer {len(self.log)}"
+        told = self._told(
+            commands.EndStep,
+            node_id=node_id,
+            attempt=attempt,
+            step=step,
+            role="assistant",
+            content=content,
+            usage=commands.Usage(model="m", input_tokens=tokens, cost=tokens / 8, cost_known=priced),
+        )
+        if known.answer is not None or not self._takes_steps(node_id, attempt):
+            assert told == [], "the first answer stands"
+            return
+        answer, usage = told
+        assert isinstance(answer, events.MessageRecorded)
+        assert isinstance(usage, events.UsageRecorded)
+        known.answer = content
+
     @precondition(lambda self: self.tickets)
     @rule(data=st.data())
-    def an_attempt_tells_more(self, data: st.DataObject) -> None:
-        node_id, _ = self._ticket(data)
-        self._do(commands.RecordMessage, node_id=node_id, role="assistant", content="hi")
-        self._do(commands.RecordUsage, node_id=node_id, model="m", input_tokens=1, output_tokens=2)
+    def a_node_tells_more(self, data: st.DataObject) -> None:
+        node_id, attempt = self._ticket(data)
+        told = self._told(commands.LogNode, node_id=node_id, attempt=attempt, event="todos", detail=[1])
+        assert len(told) == self._takes_steps(node_id, attempt)
+
+    def _told(self, kind: type[Command], /, **fields: Any) -> list[Event]:
+        return list(self._do(kind, **fields) or ())
+
+    def _takes_steps(self, node_id: NodeId, attempt: int) -> bool:
+        state = self.state
+        is_open = not state.is_closed and state.cancel_requested_at is None
+        return is_open and _runs(state, node_id, attempt)
 
     # --- what people ask ----------------------------------------------------------------------------------
 
@@ -347,6 +424,26 @@ class Histories(RuleBasedStateMachine):
             assert node.status != "waiting" or node.signal not in kept
 
     @invariant()
+    def the_calls_are_those_that_were_made_and_answered_once(self) -> None:
+        found = {
+            (node_id, name): (step.tries, None if step.answer is None else step.answer.content)
+            for node_id, node in self.state.nodes.items()
+            for name, step in node.steps.items()
+        }
+        assert found == {key: (step.tries, step.answer) for key, step in self.steps.items()}
+        answers = [(e.node_id, e.step) for e in self.log if isinstance(e, events.MessageRecorded)]
+        assert len(answers) == len(set(answers)), "an answered call was answered again"
+
+    @invariant()
+    def usage_adds_up(self) -> None:
+        used = [event for event in self.log if isinstance(event, events.UsageRecorded)]
+        state = self.state
+        assert state.model_calls == len(used)
+        assert state.input_tokens == sum(event.input_tokens for event in used)
+        assert state.cost == sum(event.cost for event in used)
+        assert state.cost_known == all(event.cost_known for event in used)
+
+    @invariant()
     def an_open_execution_is_never_stranded(self) -> None:
         state = self.state
         if state.is_closed or state.started_at is None or state.paused:
@@ -405,6 +502,14 @@ class Histories(RuleBasedStateMachine):
         if is_finished(self.state):
             self.complete()
         self.now = max(self.now, wake_at(self.state) or self.now)
+
+
+class _Step:
+    """The model's own memory of one call."""
+
+    def __init__(self) -> None:
+        self.tries = 1
+        self.answer: str | None = None
 
 
 def _runs(state: ExecutionState, node_id: NodeId, attempt: int) -> bool:

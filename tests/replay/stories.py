@@ -12,10 +12,10 @@ import msgspec
 
 from projections.inline_rebuild import fold
 from runtime import administration as admin
-from runtime import callbacks, events
+from runtime import callbacks, events, resources
 from runtime.administration import Cause
 from runtime.event_log import Append, Chain, EventLog, Recorded, store_env
-from runtime.events import BlobRef, Event, FileDescriptor, ItemOutcome, StepError, StepLogs
+from runtime.events import BlobRef, Event, FileDescriptor, ItemOutcome, StepError, StepLogs, ToolCall
 from runtime.ids import ExecutionId, FlowId, KeyId, Micros, Position, TenantId
 from tests.conformance.histories import START, Story, execution_id
 from tests.replay.histories import FOLDER, save
@@ -57,10 +57,11 @@ def tell_all(log: EventLog) -> None:
     tell_other_ends(teller)
     tell_administration(teller)
     tell_callbacks(teller)
+    tell_resources(teller)
 
 
 def tell_completed(teller: Teller) -> None:
-    story = Story(1, nodes=5)
+    story = Story(1, nodes=6)
     file = FileDescriptor(
         file_id="f1", name="a.txt", content_type="text/plain", size=3, sha256="cd" * 32, uri="artifact://1/f1"
     )
@@ -71,9 +72,16 @@ def tell_completed(teller: Teller) -> None:
         callback_url=URL,
         corr="story-1",
         request_key="k",
+        subject="task:t1",
         cause="req_1",
     )
     teller.put(story.tell(queued))
+    tell_nodes(teller, story)
+    tell_steps(teller, story)
+    teller.go_on(story, (events.Completed, {"output": {"text": "done", "n": 1.5, "big": 2**60}}))
+
+
+def tell_nodes(teller: Teller, story: Story) -> None:
     logs = StepLogs(stdout="out", stderr="err", records=("r1",), dropped=5)
     items = (ItemOutcome(index=0, output={"n": 1}), ItemOutcome(index=1, error=ERROR))
     ref = BlobRef(sha256="5e" * 32, size=70_001)
@@ -103,12 +111,57 @@ def tell_completed(teller: Teller) -> None:
         (events.NodeWaiting, {"node_id": "nap", "until": START + 2 * 10**6}),
         (events.TimerFired, {"node_id": "nap"}),
         (events.NodeCompleted, {"node_id": "nap"}),
-        (events.MessageRecorded, {"node_id": "nap", "role": "assistant", "content": "Grüße"}),
+    )
+
+
+def tell_steps(teller: Teller, story: Story) -> None:
+    """An agent node: a call that is retried and answered with a tool call, the tool, and a large answer."""
+    call = ToolCall(tool_call_id="call_1", name="search", arguments={"q": "Grüße"})
+    model = {"node_id": "agent", "step": "model-1"}
+    tool = {"node_id": "agent", "step": "tool-call_1"}
+    side = {"node_id": "agent", "step": "memory-1", "purpose": "memory"}
+    usage = {"input_tokens": 11, "output_tokens": 5, "cache_read_tokens": 3, "cache_write_tokens": 2}
+    ref = BlobRef(sha256="7a" * 32, size=90_000)
+    teller.go_on(
+        story,
+        (events.NodeStarted, {"node_id": "agent"}),
+        (
+            events.StepStarted,
+            {**model, "kind": "model", "name": "m", "request_hash": "9b" * 32, "request": {"messages": 2}},
+        ),
+        (events.StepRetried, {**model, "tries": 1, "error": ERROR, "retry_at": START + 60}),
+        (
+            events.MessageRecorded,
+            {
+                **model,
+                "role": "assistant",
+                "content": "Grüße",
+                "tool_calls": (call,),
+                "raw": {"parts": []},
+                "duration_ms": 12.5,
+            },
+        ),
         (
             events.UsageRecorded,
-            {"node_id": "nap", "model": "m", "input_tokens": 11, "output_tokens": 5},
+            {**model, **usage, "model": "m", "cost": 0.25, "cost_known": True, "duration_ms": 12.5},
         ),
-        (events.Completed, {"output": {"text": "done", "n": 1.5, "big": 2**60}}),
+        (events.StepStarted, {**tool, "kind": "tool", "name": "search", "child_id": execution_id(6)}),
+        (
+            events.MessageRecorded,
+            {
+                **tool,
+                "role": "tool",
+                "content": "no",
+                "tool_call_id": "call_1",
+                "name": "search",
+                "is_error": True,
+            },
+        ),
+        (events.NodeLogged, {"node_id": "agent", "event": "todos", "detail": {"percent_complete": 50}}),
+        (events.StepStarted, {**side, "kind": "model", "name": "m"}),
+        (events.MessageRecorded, {**side, "role": "assistant", "content_ref": ref, "raw_ref": ref}),
+        (events.UsageRecorded, {**side, "model": "m"}),
+        (events.NodeCompleted, {"node_id": "agent", "output": {"output": "Grüße"}}),
     )
 
 
@@ -140,6 +193,16 @@ def tell_other_ends(teller: Teller) -> None:
         (events.Started, {}),
         (events.NodeStarted, {"node_id": "call"}),
         (events.NodeWaiting, {"node_id": "call", **child}),
+    )
+    mid_call = Story(7, nodes=1)
+    teller.put(mid_call.begun())
+    step = {"node_id": "agent", "step": "model-1"}
+    teller.go_on(
+        mid_call,
+        (events.NodeStarted, {"node_id": "agent"}),
+        (events.StepStarted, {**step, "kind": "model", "name": "m"}),
+        (events.MessageRecorded, {**step, "role": "assistant", "content": "paid for"}),
+        (events.StepStarted, {**step, "step": "model-2", "kind": "model", "name": "m"}),
     )
 
 
@@ -185,6 +248,22 @@ def tell_callbacks(teller: Teller) -> None:
         if number == 1:
             steps.append(lambda state: callbacks.deliver(state, 204, at=later))
         teller.decide(f"callback:{run}", callbacks.evolve_callback, *steps)
+
+
+def tell_resources(teller: Teller) -> None:
+    document = {"name": "Ada", "tags": ["Web"], "status": "public", "latest_run": execution_id(1)}
+    teller.decide(
+        "resource:acme:agent:a1",
+        resources.evolve_resource,
+        lambda state: resources.create(state, ACME, "agent", "a1", document, CAUSE),
+        lambda state: resources.change(state, {"name": "Ada L.", "note": None}, CAUSE),
+    )
+    teller.decide(
+        "resource:acme:skill:s1",
+        resources.evolve_resource,
+        lambda state: resources.create(state, ACME, "skill", "s1", {"title": "Greet"}, CAUSE),
+        lambda state: resources.delete(state, CAUSE),
+    )
 
 
 def states(history: Sequence[Recorded]) -> dict[str, object]:

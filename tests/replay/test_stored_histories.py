@@ -85,14 +85,14 @@ def test_a_restored_log_goes_on_where_it_stopped(release: str, tmp_path: Path) -
         log.close()
 
 
-class MessageRecorded(events.MessageRecorded, frozen=True, kw_only=True, omit_defaults=True):
-    """As if a later release had renamed ``text`` of version 1 to ``content``."""
+class NodeLogged(events.NodeLogged, frozen=True, kw_only=True, omit_defaults=True):
+    """As if a later release had renamed ``text`` of version 1 to ``detail``."""
 
     class_version = 2
 
 
 def _rename_text(fields: dict[str, Any]) -> dict[str, Any]:
-    return {**fields, "content": fields.pop("text")}
+    return {**fields, "detail": fields.pop("text")}
 
 
 def folded(history: list[Recorded]) -> ExecutionState:
@@ -103,19 +103,19 @@ def folded(history: list[Recorded]) -> ExecutionState:
 
 
 def test_an_older_class_version_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EVENT_TYPES, MessageRecorded.TOPIC, MessageRecorded)
-    monkeypatch.setitem(UPCASTS, (MessageRecorded.TOPIC, 1), _rename_text)
+    monkeypatch.setitem(EVENT_TYPES, NodeLogged.TOPIC, NodeLogged)
+    monkeypatch.setitem(UPCASTS, (NodeLogged.TOPIC, 1), _rename_text)
     history = load("older_class_version")
 
-    messages = [event for one in history if isinstance(event := one.event(), MessageRecorded)]
+    logged = [event for one in history if isinstance(event := one.event(), NodeLogged)]
 
-    assert [message.content for message in messages] == ["told by version 1", "told by version 2"]
+    assert [one.detail for one in logged] == ["told by version 1", "told by version 2"]
     assert folded(history).version == len(history)
 
 
 def test_a_newer_class_version_is_refused() -> None:
     history = load("older_class_version")
-    with pytest.raises(Diverged, match=r"execution\.message_recorded of class version 2"):
+    with pytest.raises(Diverged, match=r"execution\.node_logged of class version 2"):
         history[-1].event()
 
 

@@ -85,7 +85,7 @@ class Scenario:
         """What would be decided; nothing is recorded."""
         return decide(self.state, self.plan, command)
 
-    def when(self, kind: type[Command], **fields: Any) -> list[Event]:
+    def when(self, kind: type[Command], /, **fields: Any) -> list[Event]:
         """The events the command caused, recorded; the replayed log gives the same state."""
         decision = self.decision(kind(at=self.now, **fields))
         self.log += decision.events

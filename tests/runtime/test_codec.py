@@ -28,6 +28,7 @@ def example(kind: type[Event]) -> Event:
         bool: True,
         events.StepError: events.StepError(type="ValueError", message="no"),
         tuple[str, ...]: ("a", "b"),
+        dict[str, events.Json]: {"a": [1, None]},
     }
     fields: dict[str, Any] = {"originator_id": STREAM, "originator_version": 3, "at": 1}
     for field in msgspec.structs.fields(kind):

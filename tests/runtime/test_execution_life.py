@@ -129,8 +129,10 @@ def test_after_the_end_a_command_is_refused(
         (commands.RecordProgress, {"attempt": 1, "total": 3, "items": ()}),
         (commands.FireTimer, {}),
         (commands.RecordChildEnd, {"child_id": "c"}),
-        (commands.RecordMessage, {"role": "assistant", "content": "late"}),
-        (commands.RecordUsage, {"model": "m", "input_tokens": 1, "output_tokens": 1}),
+        (commands.BeginStep, {"attempt": 1, "step": "late", "kind": "model", "name": "m"}),
+        (commands.RetryStep, {"attempt": 1, "step": "late", "error": BOOM, "retry_at": 1}),
+        (commands.EndStep, {"attempt": 1, "step": "late", "role": "assistant", "content": "late"}),
+        (commands.LogNode, {"attempt": 1, "event": "late"}),
     ],
 )
 def test_after_the_end_an_outcome_changes_nothing(

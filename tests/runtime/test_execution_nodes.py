@@ -98,19 +98,6 @@ def test_a_skipped_node_counts_as_ended() -> None:
     assert (scenario.state.completed_nodes, scenario.state.progress) == (1, 50.0)
 
 
-def test_messages_and_usage_are_recorded_for_a_running_node_only() -> None:
-    scenario = Scenario(CHAIN).started("a")
-    message = {"node_id": A, "role": "assistant", "content": "hello"}
-    usage = {"node_id": A, "model": "m", "input_tokens": 3, "output_tokens": 4}
-    assert kinds(scenario.when(commands.RecordMessage, **message)) == ["message_recorded"]
-    assert kinds(scenario.when(commands.RecordUsage, **usage)) == ["usage_recorded"]
-    scenario.when(commands.RecordUsage, **usage)
-    assert (scenario.state.input_tokens, scenario.state.output_tokens) == (6, 8)
-    scenario.completed("a")
-    assert scenario.when(commands.RecordMessage, **message) == []
-    assert scenario.when(commands.RecordUsage, **usage) == []
-
-
 # --- failures and retries -----------------------------------------------------------------------------
 
 

@@ -197,6 +197,19 @@ def test_streams_of_callbacks_and_flows_are_checked_too() -> None:
     assert rules(recorded([scheduled, delivered, again])) == {"last"}
 
 
+def test_streams_of_resources_are_checked_too() -> None:
+    head_of: dict[str, Any] = {"originator_id": "resource:acme:agent:a1", "at": T0}
+    made = events.ResourceCreated(
+        **head_of, originator_version=1, tenant="acme", kind="agent", resource_id="a1", document={}
+    )
+    changed = events.ResourceChanged(**head_of, originator_version=2, changes={"name": "Ada"})
+    gone = events.ResourceDeleted(**head_of, originator_version=3)
+    assert rules(recorded([made, changed, gone])) == set()
+    late = replace(changed, originator_version=4)
+    assert rules(recorded([made, changed, gone, late])) == {"replay"}
+    assert rules(recorded([replace(changed, originator_version=1)])) == {"first"}
+
+
 # --- what clients saw --------------------------------------------------------------------------------------
 
 
