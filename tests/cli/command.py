@@ -57,8 +57,9 @@ def heliograph(folder: Path, *arguments: str, env: Mapping[str, str] | None = No
 class Served:
     """`heliograph serve` over a data folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -66,7 +67,7 @@ class Served:
         with (self.folder / "serve.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", "serve", "--port", "0"],
-                env=environment(self.folder, {"HELIOGRAPH_SHUTDOWN_SECONDS": "2"}),
+                env=environment(self.folder, {"HELIOGRAPH_SHUTDOWN_SECONDS": "2", **self._env}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
