@@ -276,7 +276,7 @@ def _plain(message: RunMessage) -> Json:
     if message.role == "assistant":
         plain["content"] = message.content or None
         if message.tool_calls:
-            plain["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+            plain["tool_calls"] = [msgspec.to_builtins(call) for call in message.tool_calls]
         if message.raw is not None:
             plain["raw"] = message.raw
     elif message.role == "tool":

@@ -37,7 +37,9 @@ def _node(kind: str, fields: tuple[str, ...]) -> dict[str, Any]:
     for name in fields:
         if name == "prompt":
             continue
-        node[name] = f"{{{{ inputs.{name} or '' }}}}" if name in _TEMPLATES else f"${{inputs.{name}}}"
+        node[name] = (
+            f"{{{{ inputs.{name} | default('', true) }}}}" if name in _TEMPLATES else f"${{inputs.{name}}}"
+        )
     return node
 
 
