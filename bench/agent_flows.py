@@ -16,7 +16,7 @@ TOOL: dict[str, Any] = {"kind": "python", "function": "bench.steps:pass_on"}
 AGENT_RUN: dict[str, Any] = {
     "heliograph": 1,
     "id": "agent-bench",
-    "nodes": [{"id": "agent", "kind": "agent", "prompt": "${inputs.prompt}", "tools": [TOOL]}],
+    "nodes": [{"id": "agent", "kind": "agent", "prompt": "{{ inputs.prompt }}", "tools": [TOOL]}],
 }
 
 

@@ -13,7 +13,7 @@ from bench.report import Figure
 
 
 def table(documents: Sequence[Document]) -> str:
-    """The figures that have a goal, the throughputs and what things cost, in the order of the first document."""
+    """Figures that have a goal, throughputs and what things cost, in the order of the first document."""
     found = [{each.name: each for group in one.figures.values() for each in group} for one in documents]
     shown = {each.name: each for figures in found for each in figures.values() if _is_shown(each)}
     rows = [

@@ -30,7 +30,7 @@ TALK = flow(
     {
         "id": "agent",
         "kind": "agent",
-        "prompt": "${inputs.file}",
+        "prompt": "{{ inputs.file }}",
         "tools": [{"kind": "python", "function": f"tests.faults.agent_tools:{name}"} for name in TOOLS],
     },
     output="${nodes.agent.output}",
@@ -135,8 +135,8 @@ def broken_promises(
 ) -> list[str]:
     """What does not hold of a conversation that has ended; nothing, if all is well."""
     shown = until_ended(server, talk)
-    if (shown["status"], shown["final_output"]) != ("COMPLETED", ANSWER):
-        return [f"it ended as {shown}"]
+    if (shown["status"], shown["final_output"]) != ("COMPLETED", {"output": ANSWER}):
+        return [f"it ended {shown['status']} with {shown['final_output']}, {shown['error_message']}"]
     steps = steps_of(server, talk)
     found: list[str] = []
     tools = [step for step in steps.answers if step.startswith("tool-")]
