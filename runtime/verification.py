@@ -16,6 +16,7 @@ callbacks, flows, keys and resources. Never raises for what it finds; every find
 | owner | no former owner's work is recorded after a take-over |
 | start | attempts of a node are numbered from 1, none after its end; no start after a cancel or in a pause |
 | outcome | one outcome an attempt, at most one success a node |
+| answer | one answer a call of an agent, and no further try behind it |
 | cancel | after an accepted cancel the only end is cancelled |
 | progress | progress never falls, and is 100 only when completed |
 | accepted | what was acknowledged to a client is in the log |
@@ -52,7 +53,7 @@ PAGE_EVENTS = 1_000
 
 Rule = Literal[
     "position", "readable", "chain", "first", "versions", "last", "replay", "time", "owner",
-    "start", "outcome", "cancel", "progress", "accepted", "key", "seen", "settled",
+    "start", "outcome", "answer", "cancel", "progress", "accepted", "key", "seen", "settled",
 ]  # fmt: skip
 
 
@@ -240,6 +241,8 @@ class _Checker:
             case events.NodeCompleted() | events.NodeFailed():
                 self._check_outcome(stream, before, one, event)
                 self._check_owner(stream, one, event.where)
+            case events.StepStarted() | events.StepRetried() | events.MessageRecorded():
+                self._check_answer(before, one, event)
             case _:
                 pass
 
@@ -271,6 +274,20 @@ class _Checker:
             self._found("outcome", one, f"attempt {event.attempt} of node {event.node_id} had an outcome")
         stream.outcomes[event.node_id] = event.attempt
 
+    def _check_answer(
+        self,
+        before: ExecutionState,
+        one: Recorded,
+        event: events.StepStarted | events.StepRetried | events.MessageRecorded,
+    ) -> None:
+        """An answer was paid for once: whatever asks for it again, or gives another, is a call made twice."""
+        node = before.nodes.get(NodeId(event.node_id))
+        known = None if node is None else node.steps.get(event.step)
+        if known is not None and known.answer is not None:
+            self._found("answer", one, f"{one.topic} behind the answer of {event.step} of {event.node_id}")
+        elif known is not None and isinstance(event, events.StepStarted):
+            self._found("answer", one, f"{event.step} of {event.node_id} began before")
+
     def _check_owner(self, stream: _Stream, one: Recorded, where: str) -> None:
         if where in stream.formers:
             self._found("owner", one, f"recorded for {where}, which no longer owned the execution")
@@ -283,7 +300,7 @@ class _Checker:
             self._ends[status] += 1
             if one.originator_id in self._watched and isinstance(state, ExecutionState):
                 self._watched[one.originator_id] = state.status
-        elif not gave_up and not isinstance(event, events.CallbackDelivered):
+        elif not gave_up and not isinstance(event, events.CallbackDelivered | events.ResourceDeleted):
             return
         del self._streams[one.originator_id]
         self._closed[one.originator_id] = one.topic

@@ -197,6 +197,18 @@ def test_streams_of_callbacks_and_flows_are_checked_too() -> None:
     assert rules(recorded([scheduled, delivered, again])) == {"last"}
 
 
+def test_a_call_that_was_answered_and_is_made_again_is_found() -> None:
+    step: dict[str, Any] = {**head(0), "node_id": "a", "step": "model-1"}
+    began = events.StepStarted(**step, kind="model", name="m")
+    answer = events.MessageRecorded(**step, role="assistant", content="one")
+    tried = events.StepRetried(**step, tries=1, error=BOOM, retry_at=T0)
+    assert rules(broken(3, began, tried, answer)) == set()
+    assert rules(broken(3, began, answer, answer)) == {"answer"}
+    assert rules(broken(3, began, answer, tried)) == {"answer"}
+    assert rules(broken(3, began, answer, began)) == {"answer"}
+    assert rules(broken(3, began, began, answer)) == {"answer"}
+
+
 def test_streams_of_resources_are_checked_too() -> None:
     head_of: dict[str, Any] = {"originator_id": "resource:acme:agent:a1", "at": T0}
     made = events.ResourceCreated(
@@ -206,7 +218,7 @@ def test_streams_of_resources_are_checked_too() -> None:
     gone = events.ResourceDeleted(**head_of, originator_version=3)
     assert rules(recorded([made, changed, gone])) == set()
     late = replace(changed, originator_version=4)
-    assert rules(recorded([made, changed, gone, late])) == {"replay"}
+    assert rules(recorded([made, changed, gone, late])) == {"last"}
     assert rules(recorded([replace(changed, originator_version=1)])) == {"first"}
 
 
