@@ -314,9 +314,9 @@ async def follow_subject(
                     yield numbered
                 if until_terminal or loop.time() >= deadline:
                     return
+            news.clear()  # before looking: what happens meanwhile rings again
             if is_gone is not None and await is_gone():
                 return
-            news.clear()  # before looking: what starts meanwhile rings again
             waiting = await _newer(runs, tenant, subject, last)
             if not waiting:
                 with suppress(TimeoutError):
@@ -338,22 +338,30 @@ async def _until(deadline: float, source: AsyncGenerator[Numbered]) -> AsyncGene
 async def _first_runs(
     runs: AgentRuns, tenant: str, subject: str, after: int, until_terminal: bool
 ) -> tuple[list[ExecutionRow], ExecutionRow | None]:
-    """The runs to begin with, oldest first, and the newest that is not to be told again."""
-    if after:
-        rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
-        position = Cursor.of(after).position
-        unseen = [row for row in reversed(rows) if row.position > position or row.ended_at is None]
-        seen = [row for row in rows if row not in unseen]
-        return unseen, seen[0] if seen else None
-    latest = await runs.latest_run(tenant, subject)
-    if latest is not None and (until_terminal or latest.ended_at is None):
-        return [latest], None
-    return [], latest
+    """The runs to begin with, oldest first, and the newest of those that are not to be told."""
+    if not after:
+        latest = await runs.latest_run(tenant, subject)
+        if latest is not None and (until_terminal or _is_unfinished(latest)):
+            return [latest], None
+        return [], latest
+    rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
+    position = Cursor.of(after).position
+    unseen = [row for row in reversed(rows) if row.position > position or _is_unfinished(row)]
+    if until_terminal and not unseen:
+        return rows[:1], None  # nothing of it is left to tell, so the stream closes at once
+    return unseen, rows[0] if rows else None
+
+
+def _is_unfinished(row: ExecutionRow) -> bool:
+    """A run whose cancel was accepted has its end already (gateway rule G7)."""
+    return row.ended_at is None and row.cancel_requested_at is None
 
 
 async def _newer(runs: AgentRuns, tenant: str, subject: str, last: ExecutionRow | None) -> list[ExecutionRow]:
+    """The runs created after ``last``, oldest first."""
+    order = (0, "") if last is None else (last.created_at, last.execution_id)
+    latest = await runs.latest_run(tenant, subject)
+    if latest is None or latest.execution_id == order[1]:
+        return []  # so it is nearly always, and one row is enough to know
     rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
-    if last is None:
-        return rows[::-1]
-    order = (last.created_at, last.execution_id)
     return [row for row in reversed(rows) if (row.created_at, row.execution_id) > order]

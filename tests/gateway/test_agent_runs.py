@@ -530,8 +530,26 @@ def test_until_terminal_replays_the_latest_run_and_closes() -> None:
                 await started(app, AgentSpec(prompt="?"), name)
                 await Driver(app, name).whole(name)
             source = follow_subject(app.gateway, TENANT, SUBJECT, until_terminal=True)
-            found = [happening async for _, happening in source]
-            assert [each.answer for each in found if isinstance(each, RunEnded)] == ["run-2"]
+            found = [each async for each in source]
+            assert [each.answer for _, each in found if isinstance(each, RunEnded)] == ["run-2"]
+            seen = found[-1][0]
+            rest = follow_subject(app.gateway, TENANT, SUBJECT, after=seen, until_terminal=True)
+            assert [each async for each in rest] == []
+
+    asyncio.run(scenario())
+
+
+def test_a_run_that_was_cancelled_is_not_told_to_those_who_come_later() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            await started(app, AgentSpec(prompt="?"), "run-1")
+            driver = Driver(app, "run-1")
+            await driver.begin()
+            await driver.send(commands.RequestCancel)
+            source = follow_subject(app.gateway, TENANT, SUBJECT, seconds_max=0.05)
+            assert [each async for each in source] == []
+            replayed = follow_subject(app.gateway, TENANT, SUBJECT, until_terminal=True)
+            assert [each.status async for _, each in replayed if isinstance(each, RunEnded)] == ["cancelled"]
 
     asyncio.run(scenario())
 
