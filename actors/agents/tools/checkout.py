@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -70,15 +70,34 @@ async def check_out(
     Raises: ToolsUnavailable of kind RepositoryUnavailable, RepositoryTooLarge, TimeoutError, SecretNotFound.
     """
     config = await _access(repository, guard, credentials)
-    place, lock = await asyncio.to_thread(_claim, settings.checkouts, journal)
+    claiming = asyncio.create_task(asyncio.to_thread(_claim, settings.checkouts, journal))
+    try:
+        place, lock = await asyncio.shield(claiming)
+    except asyncio.CancelledError:
+        with suppress(ToolsUnavailable):
+            await _to_its_end(_release, *await claiming)
+        raise
     try:
         yield await _fetch(repository, commit, place, config, settings, credentials)
     finally:
-        # Not awaited in a thread: a cancelled run must not leave before its files are gone.
-        shutil.rmtree(place, ignore_errors=True)
-        os.close(lock)
-        with suppress(OSError):  # others of the same execution may still be there
-            place.parent.rmdir()
+        await _to_its_end(_release, place, lock)
+
+
+async def _to_its_end(work: Callable[[Path, int], None], place: Path, lock: int) -> None:
+    """In a thread, since it may take long; waited for by a cancelled run too: nothing is left behind."""
+    task = asyncio.create_task(asyncio.to_thread(work, place, lock))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _release(place: Path, lock: int) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    os.close(lock)
+    with suppress(OSError):  # others of the same execution may still be there
+        place.parent.rmdir()
 
 
 async def _access(

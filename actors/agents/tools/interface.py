@@ -98,7 +98,8 @@ class ToolBox(Protocol):
     async def call_once(self, action: CallTool, step: str, journal: StepJournal) -> ToolResult:
         """Open what ``action`` names, call it once, release it: a ``tool`` node, without a model.
 
-        The loop records ``step`` around it. Raises: CancelledError only.
+        The loop records ``step`` around it. Raises: ToolsUnavailable when the tool can't be had, so that a
+        later attempt of the node may have it; a failed call is a result.
         """
         ...
 

@@ -53,11 +53,6 @@ class McpSession:
         self.tools: tuple[Tool, ...] = ()
         self.instructions = ""
 
-    @property
-    def pid(self) -> int:
-        """Of the server's process; 0 when it is not ours."""
-        return 0 if self._stdio is None else self._stdio.pid
-
     async def start(self) -> None:
         """Connect and list the server's tools.
 

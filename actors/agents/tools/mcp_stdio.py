@@ -39,7 +39,6 @@ class StdioServer:
         self._command = command
         self._environment = environment
         self._stderr = bytearray()
-        self.pid = 0
 
     @property
     def last_words(self) -> str:
@@ -61,7 +60,6 @@ class StdioServer:
             start_new_session=True,
             limit=_READ_BYTES,
         )
-        self.pid = process.pid
         from_server, received = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         to_send, for_server = anyio.create_memory_object_stream[SessionMessage](0)
         tasks = [

@@ -65,11 +65,18 @@ class _InstalledSecrets:
 class HostToolBox:
     """Implements ``interface.ToolBox``; lives on the host's loop."""
 
-    def __init__(self, home: AgentHome, settings: AgentSettings, secrets: SecretSource) -> None:
+    def __init__(
+        self,
+        home: AgentHome,
+        settings: AgentSettings,
+        secrets: SecretSource,
+        guard: EgressGuard | None = None,
+    ) -> None:
+        """``guard``: of MCP servers and repositories; by default as ``settings.tool_allow`` says."""
         self._home = home
         self._settings = settings
         self._secrets = secrets
-        self._guard = EgressGuard(EgressRules.parse(settings.tool_allow))
+        self._guard = guard or EgressGuard(EgressRules.parse(settings.tool_allow))
         self._python = PythonTools(home)
         self._places = ProcessPlaces(settings.mcp_processes_max)
 
@@ -111,8 +118,7 @@ class HostToolBox:
                     return ToolResult(content=message, is_error=True)
                 return await _call(named[0], action.arguments, step, journal, credentials)
         except ToolsUnavailable as error:
-            text = credentials.redactor.text(f"{error.kind}: {error.message}")
-            return ToolResult(content=text, is_error=True)
+            raise ToolsUnavailable(error.kind, credentials.redactor.text(error.message)) from None
 
     async def close(self) -> None:
         self._guard.close()
@@ -207,7 +213,7 @@ async def _call(
         result = ToolResult(content=f"{error.kind}: {error.message}", is_error=True)
     except DomainError as error:
         result = ToolResult(content=f"{type(error).__name__}: {error}", is_error=True)
-    except Exception as error:  # a fault of ours, or a library's: the model may go on without this tool
+    except Exception as error:  # noqa: BLE001  # ours or a library's: the model may go on without this tool
         # Not `exception`: a traceback with its variables could show a secret.
         trace = credentials.redactor.text("".join(traceback.format_exception(error)))
         log.error("a tool failed in a way nobody foresaw", tool=definition.name, traceback=trace)

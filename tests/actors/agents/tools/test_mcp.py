@@ -11,11 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from actors.agents.tools import mcp_stdio
 from actors.agents.tools.interface import ToolResult, ToolsUnavailable
 from actors.agents.tools.mcp_tools import ProcessPlaces
 from runtime.agent_spec import McpServer
 from runtime.plan import CallTool
-from tests.actors.agents.tools.tool_household import SECRETS, bounded, house, http_server, stdio
+from tests.actors.agents.tools.tool_household import SECRETS, SERVER, bounded, house, http_server, stdio
 
 ALL = {"echo", "add", "slow", "fail", "big", "needs_token", "picture", "idempotency_key", "die"}
 
@@ -174,6 +175,38 @@ def test_a_server_that_can_not_be_started_is_named_with_the_reason(
     assert error.kind == "McpUnavailable"
     assert error.message.startswith("MCP server bad can't be used: ")
     assert reason in error.message
+
+
+NOISY = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.stdout.write("Starting up ...\\n")
+sys.stdout.flush()
+sys.argv = ["server", "stdio"]
+import tools_server
+tools_server.main()
+"""
+
+
+def test_noise_on_stdout_does_no_harm_and_an_endless_line_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_stdio, "LINE_BYTES_MAX", 1_000_000)
+    noisy = NOISY.format(folder=str(Path(SERVER).parent))
+    endless = "import sys\nwhile True: sys.stdout.write('x' * 65536)"
+
+    async def body() -> None:
+        async with house(tmp_path) as home:
+            async with home.open(McpServer(name="noisy", command=(sys.executable, "-c", noisy))) as opened:
+                assert (await home.call(opened, "add", a=1, b=2)).content == 3
+                too_long = await home.call(opened, "big", size=2_000_000)
+                assert too_long.is_error
+            with pytest.raises(ToolsUnavailable, match="MCP server endless can't be used"):
+                async with home.open(McpServer(name="endless", command=(sys.executable, "-c", endless))):
+                    pytest.fail("it opened")
+            assert psutil.Process().children() == []
+
+    bounded(body())
 
 
 def test_a_url_out_of_bounds_or_without_a_server_is_refused(tmp_path: Path) -> None:

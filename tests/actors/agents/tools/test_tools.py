@@ -194,7 +194,7 @@ def test_arguments_go_to_their_places_in_the_url_the_query_or_the_body(tmp_path:
             await home.call(opened, "post", step="tool-2", id="7", text="hi", deep={"a": [1]})
         got, posted = server.requests
         assert urlsplit(got["path"]).path == "/items/a%20b%2Fc%3Fd"
-        assert parse_qs(str(urlsplit(got["path"]).query)) == {"q": ["x&y"], "tags": ["1", "2"]}
+        assert parse_qs(urlsplit(str(got["path"])).query) == {"q": ["x&y"], "tags": ["1", "2"]}
         assert got["headers"]["X-Key"] == SECRETS["api"]
         assert got["headers"]["Idempotency-Key"] == home.journal.key("tool-1")
         assert posted["path"] == "/items/7/notes"
@@ -333,9 +333,12 @@ def test_one_call_without_a_model_gives_result_or_error(tmp_path: Path) -> None:
             assert await home.box.call_once(good, "tool-call", home.journal) == ToolResult(content=10)
             assert home.home.calls[-1].key == home.journal.key("tool-call")
             lost = CallTool(PythonTool(function=f"{SAMPLES}:lost"), "", {})
-            failed = await home.box.call_once(lost, "tool-call", home.journal)
-            assert failed.is_error
-            assert str(failed.content).startswith("InvalidTool: ")
+            with pytest.raises(ToolsUnavailable) as missing:
+                await home.box.call_once(lost, "tool-call", home.journal)
+            assert missing.value.kind == "InvalidTool"
+            broken = CallTool(PythonTool(function=f"{SAMPLES}:broken"), "", {})
+            failed = await home.box.call_once(broken, "tool-call", home.journal)
+            assert failed == ToolResult(content="RuntimeError: it is broken", is_error=True)
 
     bounded(body())
 
