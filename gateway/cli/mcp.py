@@ -42,6 +42,7 @@ def add(
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="TOOL", help="Only these tools [default: all].")
     ] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Agents may ask for servers by it.")] = None,
     timeout_seconds: Annotated[float, typer.Option("--timeout", help="Seconds for one call.")] = 60.0,
     tenant: Tenant = None,
     as_json: AsJson = False,
@@ -68,6 +69,7 @@ def add(
         "headers": _pairs("--header", header),
         "auth_params": auth or [],
         "allow": allow or [],
+        "tags": tag or [],
         "timeout_seconds": timeout_seconds,
     }
     with connected(url, api_key) as server:

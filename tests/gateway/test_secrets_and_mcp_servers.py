@@ -191,7 +191,15 @@ def test_servers_are_listed_shown_by_id_or_name_replaced_and_removed() -> None:
         listed = (await app.client.get(SERVERS)).json()["mcp_servers"]
         assert listed == [files, tickets]
         assert (await app.client.get(f"{SERVERS}/FILES")).json() == files
-        changed = {**STDIO, "name": "Documents", "allow": ["read"], "timeout_seconds": 5}
+        tools = [{"name": "read", "description": "Reads a file.", "input_schema": {"type": "object"}}]
+        changed = {
+            **STDIO,
+            "name": "Documents",
+            "allow": ["read"],
+            "tools": tools,
+            "tags": ["disk"],
+            "timeout_seconds": 5,
+        }
         answer = await app.client.put(f"{SERVERS}/files", json=changed)
         assert answer.status_code == 200, answer.text
         assert {**files, **changed, "updated_at": answer.json()["updated_at"]} == answer.json()
@@ -245,6 +253,7 @@ def test_a_repeat_by_its_key_adds_one_server() -> None:
         ({"name": ""}, "name"),
         ({"auth_params": ["../x"]}, "auth_params"),
         ({"timeout_seconds": 0}, "timeout_seconds"),
+        ({"tools": [{"name": ""}]}, "tools[0].name"),
         ({"whatever": 1}, "body"),
     ],
 )

@@ -40,10 +40,21 @@ TextMap = Annotated[dict[ShortText, LongText], msgspec.Meta(max_length=100)]
 SecretName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 
+class McpToolFields(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A tool the server has, as plans are told of it; nothing is asked of the server itself."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    description: Annotated[str, msgspec.Meta(max_length=4_096)] = ""
+    input_schema: dict[str, Any] = {}
+
+
 class McpServerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``env`` and ``headers`` may hold ``{secret:NAME}``; ``auth_params`` names secrets it needs besides.
 
-    ``allow``: the tools that may be used; empty = all. ``timeout_seconds``: for one call.
+    ``allow``: the tools that may be used; empty = all. ``tools``: what a plan is told that it can do; empty:
+    what ``allow`` names. ``tags``: agents may ask for servers by them. ``timeout_seconds``: for one call.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,98}[^\x00-\x20\x7f])?$")]
@@ -56,6 +67,8 @@ class McpServerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     headers: TextMap = {}
     auth_params: Annotated[tuple[SecretName, ...], msgspec.Meta(max_length=50)] = ()
     allow: Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=500)] = ()
+    tools: Annotated[tuple[McpToolFields, ...], msgspec.Meta(max_length=200)] = ()
+    tags: Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=50)] = ()
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=TOOL_SECONDS_MAX)] = 60.0
 
 
@@ -76,6 +89,8 @@ class McpServerShown(msgspec.Struct, frozen=True, kw_only=True):
     auth_verified: bool
     missing_secrets: tuple[str, ...]
     allow: tuple[str, ...]
+    tools: list[dict[str, Any]]
+    tags: list[str]
     timeout_seconds: float
     created_at: str
     created_by: str
@@ -99,7 +114,7 @@ async def _document(call: Call) -> dict[str, Any]:
             raise broken("url", "an http server needs an http or https address")
         if fields.command or fields.env:
             raise broken("command" if fields.command else "env", "only a stdio server has this")
-    return msgspec.structs.asdict(fields)
+    return msgspec.to_builtins(fields)
 
 
 async def add_mcp_server(call: Call) -> Response:
@@ -165,6 +180,8 @@ def _shown(entry: McpServerEntry) -> McpServerShown:
         auth_verified=entry.auth_verified,
         missing_secrets=entry.missing,
         allow=tool.allow,
+        tools=resource.document.get("tools", []),
+        tags=resource.document.get("tags", []),
         timeout_seconds=tool.timeout_seconds,
         created_at=iso(resource.created_at),
         created_by=resource.created_by,
@@ -192,6 +209,8 @@ _SHOWN: dict[str, Any] = {
     "auth_required": True,
     "auth_verified": False,
     "missing_secrets": ["tickets-token"],
+    "tools": [],
+    "tags": [],
     "timeout_seconds": 60.0,
     "created_at": "2026-01-31T12:00:00.000000Z",
     "created_by": "first",
