@@ -206,7 +206,8 @@ def _with_run(statuses: Collection[str]) -> tuple[str, list[object]]:
             f" AND e.status IN ({marks}))"
         )
     if "" in statuses:
-        ways.append("latest_run = ''")
+        # A run that was asked for and never came is none.
+        ways.append("NOT EXISTS (SELECT 1 FROM executions e WHERE e.execution_id = resources.latest_run)")
     return f"({' OR '.join(ways)})", named
 
 
@@ -219,7 +220,7 @@ def count(store: Reader, tenant: str, kind: str) -> int:
 def count_children(
     store: Reader, tenants: Collection[str], kind: str, parents: Collection[str]
 ) -> dict[str, int]:
-    """How many resources of ``tenants`` name each of ``parents`` as theirs; those without any are left out."""
+    """How many resources of ``tenants`` name each of ``parents`` as theirs; those without are left out."""
     if not tenants or not parents:
         return {}
     found = store.query(

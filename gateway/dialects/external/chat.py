@@ -9,6 +9,7 @@ last turn that did.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from gateway.dialects.external.runs import claim, end_of, refused, unclaim
 from gateway.dialects.external.wire import AGENT_RUN, SOURCE, TEXT_MAX, fields_of, iso, success
 from gateway.envelopes import Problem
 from gateway.idempotency import request_digest
-from runtime.errors import AlreadyExists, Overloaded
+from runtime.errors import AlreadyExists, Overloaded, Refused
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from gateway.run_view import RunUsage, RunView
 
 WAIT_SECONDS = 30.0
+WAITING_MAX = 100
+"""Turns of one conversation that wait in this gateway; one more is refused at once."""
+
 TURN_SECONDS = 120.0
 ASK_AGAIN_SECONDS = 0.2
 """Pause between two claims while another gateway's turn runs."""
@@ -45,6 +49,7 @@ class Chats:
 
     def __init__(self) -> None:
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._waiting: Counter[tuple[str, str]] = Counter()
 
     async def chat(self, call: Call) -> Response:
         agent = await visible_agent(call)
@@ -96,7 +101,7 @@ class Chats:
                     timeout_seconds=TURN_SECONDS,
                     agent_id=agent.resource_id,
                 )
-            except (Overloaded, Problem):
+            except (Overloaded, Refused, Problem):
                 await unclaim(call, conversation, turn_id)
                 raise
             return await end_of(call.gateway, turn_id, {}, TURN_SECONDS)
@@ -109,11 +114,18 @@ class Chats:
         if turn is None:
             turn = self._turns[key] = asyncio.Lock()
         deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+        if self._waiting[key] >= WAITING_MAX:
+            raise Problem(BUSY)
+        self._waiting[key] += 1
         try:
             async with asyncio.timeout_at(deadline):
                 await turn.acquire()
         except TimeoutError:
             raise Problem(BUSY) from None
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
         try:
             await _claimed(call, conversation, turn_id, deadline)
             yield

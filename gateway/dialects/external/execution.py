@@ -58,7 +58,7 @@ from gateway.idempotency import request_digest
 from gateway.run_stream import Numbered, follow_run
 from gateway.sse import EventStream, last_event_id
 from projections import execution_summary
-from runtime.errors import AlreadyExists, Overloaded
+from runtime.errors import AlreadyExists, Overloaded, Refused
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -119,7 +119,7 @@ async def stream_task(call: Call) -> Response:
     def worded(work: Work, row: ExecutionRow) -> tuple[Sequence[Named], Ending]:
         return task_opening(work), task_ending(work)
 
-    return await _stream(call, body, begin, resource.resource_id, worded, progress=True)
+    return await _stream(call, body, begin, worded, progress=True)
 
 
 async def _begin_task(call: Call, resource: Resource, body: bytes, execution_id: str) -> Begun:
@@ -146,7 +146,7 @@ async def _begin_task(call: Call, resource: Resource, body: bytes, execution_id:
             subject=f"task:{task_id}",
             timeout_seconds=timeout,
         )
-    except (Overloaded, Problem):
+    except (Overloaded, Refused, Problem):
         await unclaim(call, resource, execution_id)
         raise
     return Begun(execution_id=execution_id, task=claimed, steps=flow.plan.steps, timeout_seconds=timeout)
@@ -208,7 +208,7 @@ async def stream_agent(call: Call) -> Response:
         opening = agent_opening(work, agent_id, name, title_of(work.input))
         return opening, agent_ending(work, agent_id, row.created_at)
 
-    return await _stream(call, body, begin, "", worded, progress=False)
+    return await _stream(call, body, begin, worded, progress=False)
 
 
 def title_of(given: str) -> str:
@@ -240,12 +240,11 @@ async def _begin_agent(call: Call, agent: Resource, body: bytes, execution_id: s
         latest_run=execution_id,
         claimed_at=call.gateway.clock(),
     )
-    # One id for both: a repeat after a crash finds the task that the first try made.
     resource = await _task_once(call, execution_id, task)
     run: dict[str, Any] = {
         "execution_id": execution_id,
         "source": SOURCE,
-        "subject": f"task:{execution_id}",
+        "subject": f"task:{resource.resource_id}",
         "timeout_seconds": timeout,
     }
     try:
@@ -255,22 +254,25 @@ async def _begin_agent(call: Call, agent: Resource, body: bytes, execution_id: s
             await call.gateway.agent_runs.start_flow(call, flow_id, given, flow_version=version, **run)
         elif spec is not None:
             await call.gateway.agent_runs.start(call, spec, agent_id=agent_id, **run)
-    except (Overloaded, Problem):
-        await call.gateway.registry.delete(resource.tenant, TASK, execution_id, cause_of(call))
+    except (Overloaded, Refused, Problem):
+        await call.gateway.registry.delete(resource.tenant, TASK, resource.resource_id, cause_of(call))
         raise
     steps: Mapping[Any, FlowStep] = {} if flow is None else flow.plan.steps
     return Begun(execution_id=execution_id, task=resource, steps=steps, timeout_seconds=timeout)
 
 
 async def _task_once(call: Call, task_id: str, task: TaskDocument) -> Resource:
+    """Under its run's id, so that a repeat after a crash finds the task of the first try.
+
+    A first try that was refused has deleted its task, and an id is used once: then a new one.
+    """
     registry, tenant = call.gateway.registry, call.caller.tenant
+    document = msgspec.to_builtins(task)
     try:
-        return await registry.create(tenant, TASK, msgspec.to_builtins(task), cause_of(call), task_id)
+        return await registry.create(tenant, TASK, document, cause_of(call), task_id)
     except AlreadyExists:
         known = await registry.get(tenant, TASK, task_id)
-        if known is None:
-            raise
-        return known
+        return known or await registry.create(tenant, TASK, document, cause_of(call))
 
 
 async def cancel_agent(call: Call) -> Response:
@@ -336,14 +338,13 @@ async def _stream(
     call: Call,
     body: bytes,
     begin: Callable[[str], Awaitable[Begun]],
-    task_id: str,
     worded: Callable[[Work, ExecutionRow], tuple[Sequence[Named], Ending]],
     *,
     progress: bool,
 ) -> Response:
     """Begin the run, or find the one that the same Idempotency-Key began, and follow it."""
     execution_id = ""
-    after = last_event_id(call)
+    after = 0
 
     async def serve(reserved: str) -> Response:
         begun = await begin(reserved)
@@ -353,7 +354,7 @@ async def _stream(
         row = await call.gateway.reads.execution(execution_id)
         if row is None:
             raise Problem("execution_not_found")
-        work = await _work(call, row, task_id or execution_id, after)
+        work = await _work(call, row, row.subject.partition(":")[2], after)
         opening, ending = worded(work, row)
         encoder = ExternalEncoder(work, opening, ending, progress=progress, after=after)
         for each in encoder.opening():
@@ -380,6 +381,7 @@ async def _stream(
     execution_id = msgspec.json.decode(bytes(started.body))["data"]["executionId"]
     call.execution_id = execution_id
     if "idempotency-replayed" in started.headers:
+        after = last_event_id(call)  # of this run; on a new one it can only be another's
         response.headers["idempotency-replayed"] = "true"
     return response
 

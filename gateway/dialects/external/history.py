@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.dialects.external.plan_flow import ANSWER, ASSISTANT, step_of
 from gateway.dialects.external.runs import failure_message
-from gateway.dialects.external.stream import FIRST_TOOL, tool_words
+from gateway.dialects.external.stream import FIRST_TOOL
 from gateway.dialects.external.wire import Step, iso
 from gateway.happenings import Logged
 from gateway.run_view import RunView, StepRun
@@ -41,9 +41,8 @@ def _answered(view: RunView) -> Iterator[Executed]:
         if log.event == "tool_call":
             called.setdefault(str(log.detail.get("step")), log)  # a call made again is the same step
     for number, (name, call) in enumerate(called.items(), FIRST_TOOL):
-        yield _entry(
-            view, number, *tool_words(str(call.detail.get("tool"))), _Outcome.of_call(call, ends.get(name))
-        )
+        action = str(call.detail.get("tool"))
+        yield _entry(view, number, TOOLS, action, _Outcome.of_call(call, ends.get(name)))
 
 
 class _Outcome(NamedTuple):

@@ -36,6 +36,9 @@ FRAMES_EACH = 4
 FIRST_TOOL = 2
 """Number of the first tool call of an agent that answers by itself; the answer is step 1."""
 
+TOOLS = "tools"
+"""The MCP of an agent's own calls: their names don't say where a tool comes from."""
+
 DONE = b"data: [DONE]\n\n"
 
 Named = tuple[str, dict[str, Any]]
@@ -182,17 +185,10 @@ class ExternalEncoder:
         number = self._tools.setdefault(str(logged.detail.get("step")), len(self._tools) + FIRST_TOOL)
         name = str(logged.detail.get("tool"))
         if logged.event == "tool_call":
-            mcp, action = tool_words(name)
-            data = {"step": number, "mcpName": mcp, "actionName": action, "input": logged.tool_input}
+            data = {"step": number, "mcpName": TOOLS, "actionName": name, "input": logged.tool_input}
             return [("step_start", data)]
         is_error = bool(logged.detail.get("is_error"))
         return [_step_end(number, not is_error, logged.tool_output, _text(logged.tool_output))]
-
-
-def tool_words(name: str) -> tuple[str, str]:
-    """The MCP and action of a tool as an agent calls it; tools of no MCP server are its own."""
-    server, _, action = name.partition("__")
-    return (server, action) if action else ("tools", name)
 
 
 def _step_end(step: int, success: bool, result: Any, error: str | None) -> Named:

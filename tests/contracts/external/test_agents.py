@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import Any
+
 import pytest
 
+from gateway.agent_documents import AGENT
+from gateway.registry import Registry
+from projections.store import ReadStore
+from runtime.administration import Cause
+from runtime.event_log import EventLog, store_env
+from runtime.ids import Micros
 from tests.contracts.external.wire import UNKNOWN, Api, names, refusal
 from tests.contracts.live_server import LiveServer
 
@@ -70,23 +80,50 @@ def test_broken_rules_of_an_agent_are_listed(api: Api, their_api: Api) -> None:
     assert foreign.content == unknown.content
 
 
-def test_categories_filter_in_any_case_and_public_agents_are_seen_by_all(
-    api: Api, their_api: Api
-) -> None:
-    """Section 4.1; the companion path of agents gives an agent its fields."""
-    fields = {"name": "Public one", "description": "d", "system_prompt": "Be brief."}
-    made = api.client.post("/api/agents", json=fields)
-    assert made.status_code in (200, 201), made.text
-    agents = api.data(api.get("/agents", params={"limit": "100"}))["agents"]
-    assert "Public one" in [agent["name"] for agent in agents]
-    assert "Public one" not in str(their_api.get("/agents").content)
-    assert api.data(api.get("/agents", params={"category": "nothing"}))["agents"] == []
+def test_categories_filter_in_any_case(api: Api, server: LiveServer) -> None:
+    """Section 4.1."""
+    make_agent(server, "default", name="Of a category", categories=["Market Research", "Finance"])
+    for category, found in (("market research", 1), ("FINANCE", 1), ("market", 0), ("nothing", 0)):
+        listed = api.data(api.get("/agents", params={"category": category}))
+        assert (len(listed["agents"]), listed["pagination"]["total"]) == (found, found)
+
+
+def test_public_agents_are_seen_and_executed_by_all(api: Api, their_api: Api, server: LiveServer) -> None:
+    """Section 2: the execution is the caller's own."""
+    plan = {
+        "mcps": [{"name": "assistant"}],
+        "workflow": [{"step": 1, "mcp": "assistant", "action": "answer", "input": {"instruction": "Go."}}],
+    }
+    agent_id = make_agent(server, "default", name="Public one", status="public", plan=plan)
+    private_id = make_agent(server, "default", name="Private one")
+    seen = [agent["id"] for agent in their_api.data(their_api.get("/agents"))["agents"]]
+    assert agent_id in seen
+    assert private_id not in seen
+    done = their_api.data(their_api.post(f"/agents/{agent_id}/execute", {"input": "theirs"}))
+    assert their_api.shown(done["taskId"])["status"] == "completed"
+    refusal(api.get(f"/tasks/{done['taskId']}"), 404, "NOT_FOUND")
+    hidden, unknown = their_api.get(f"/agents/{private_id}"), their_api.get(f"/agents/{UNKNOWN}")
+    refusal(hidden, 404, "NOT_FOUND")
+    assert hidden.content == unknown.content
+
+
+def make_agent(server: LiveServer, tenant: str, **document: Any) -> str:
+    """An agent with fields that no path of a contract sets."""
+
+    async def make(registry: Registry) -> str:
+        cause = Cause(at=Micros(time.time_ns() // 1000))
+        return (await registry.create(tenant, AGENT, document, cause)).resource_id
+
+    log = EventLog.open(store_env(f"sqlite:///{server.folder / 'heliograph.db'}"))
+    try:
+        return asyncio.run(make(Registry(log, ReadStore.over(log))))
+    finally:
+        log.close()
 
 
 def test_an_agent_without_a_plan_answers_by_itself(api: Api) -> None:
     """Section 4.2: parameters stand in the prompt; the stream tells the answer as its one step."""
-    made = api.client.post("/api/agents", json={"name": "Plain answerer", "system_prompt": "Be brief."})
-    agent_id = made.json()["id"]
+    agent_id = api.plain_agent("Plain answerer")
     body = {"input": "Say it", "parameters": {"lang": "en"}}
     done = api.data(api.post(f"/agents/{agent_id}/execute", body))
     assert "Say it" in done["result"]["output"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
-import httpx
 import pytest
 
 from tests.contracts.external.wire import PREFIX, UNKNOWN, Api, refusal
@@ -17,13 +17,14 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.ray]
 @pytest.fixture
 def agent_id(api: Api, request: pytest.FixtureRequest) -> str:
     """An agent without a plan, of the test's own."""
-    made = api.client.post("/api/agents", json={"name": request.node.name[:50], "system_prompt": "Be brief."})
-    return made.json()["id"]
+    return api.plain_agent(request.node.name[:50])
 
 
 def test_a_turn_knows_the_turns_before_it(api: Api, agent_id: str) -> None:
     """Scenario 11."""
-    first = api.data(api.post(f"/agents/{agent_id}/chat", {"message": "My name is Ada", "conversationId": ""}))
+    first = api.data(
+        api.post(f"/agents/{agent_id}/chat", {"message": "My name is Ada", "conversationId": ""})
+    )
     response = first["response"]
     assert (response["role"], response["taskId"]) == ("assistant", None)
     assert response["content"] == "Answered: My name is Ada"
@@ -38,7 +39,9 @@ def test_a_turn_knows_the_turns_before_it(api: Api, agent_id: str) -> None:
 def test_a_foreign_conversation_is_like_an_unknown_one(api: Api, their_api: Api, agent_id: str) -> None:
     """Scenario 11: another agent's, another tenant's, none at all."""
     known = api.data(api.post(f"/agents/{agent_id}/chat", {"message": "x"}))["conversationId"]
-    other = api.client.post("/api/agents", json={"name": "Another chatter", "system_prompt": "x"}).json()["id"]
+    other = api.client.post("/api/agents", json={"name": "Another chatter", "system_prompt": "x"}).json()[
+        "id"
+    ]
     theirs = their_api.client.post("/api/agents", json={"name": "Theirs", "system_prompt": "x"}).json()["id"]
     answers = [
         api.post(f"/agents/{other}/chat", {"message": "x", "conversationId": known}),
@@ -66,7 +69,7 @@ def test_ten_parallel_turns_come_one_after_the_other(api: Api, server: LiveServe
     turns = [answer.removeprefix("Answered: ").split(" / ") for answer in answers]
     assert [len(each) for each in turns] == list(range(2, 12))
     assert sorted(turns[-1][1:]) == sorted(f"turn-{number}" for number in range(10))
-    for shorter, longer in zip(turns, turns[1:], strict=False):
+    for shorter, longer in pairwise(turns):
         assert longer[: len(shorter)] == shorter
 
 
@@ -94,4 +97,3 @@ def test_an_agent_with_a_plan_may_carry_it_out_in_a_chat(api: Api, models: Model
     api.data(api.post(f"/agents/{agent_id}/chat", {"message": "hello"}))
     [asked] = models.journal.exchanges
     assert [tool["function"]["name"] for tool in asked.body["tools"]] == ["carry_out"]
-    assert isinstance(api.client, httpx.Client)

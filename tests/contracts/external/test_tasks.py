@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.contracts.external.wire import PREFIX, UNKNOWN, Api, names, refusal
+from tests.contracts.external.wire import PREFIX, UNKNOWN, Api, Event, names, refusal
 from tests.contracts.live_server import LiveServer
 from tests.model_server import ModelServer
 from tests.sandbox import REPOSITORY
@@ -162,9 +163,7 @@ def test_a_second_run_is_appended_to_the_history(api: Api) -> None:
     assert [step["step"] for step in api.history(task_id)] == [1, 2, 1, 2]
     assert api.data(api.get("/tasks", params={"status": "completed"}))["pagination"]["total"] >= 1
     for wrong in (0, -1, 3_601, "soon", True):
-        refusal(
-            api.post(f"/tasks/{task_id}/execute", {"timeoutSeconds": wrong}), 400, "INVALID_REQUEST"
-        )
+        refusal(api.post(f"/tasks/{task_id}/execute", {"timeoutSeconds": wrong}), 400, "INVALID_REQUEST")
 
 
 def test_a_failing_step_fails_the_run_in_every_view(api: Api) -> None:
@@ -233,7 +232,7 @@ def test_a_dropped_stream_is_taken_up_by_its_key(api: Api, models: ModelServer) 
     task_id = api.planned("[plan:two] x")
     headers = {"idempotency-key": "external-stream-1"}
     path = f"/tasks/{task_id}/execute/stream"
-    seen = []
+    seen: list[Event] = []
     with api.stream(path, headers=headers) as events:
         for event in events:
             seen.append(event)
@@ -249,9 +248,9 @@ def test_a_dropped_stream_is_taken_up_by_its_key(api: Api, models: ModelServer) 
     assert len({step["executionId"] for step in api.history(task_id)}) == 1
 
 
-def told(events: list) -> list:
+def told(events: list[Event]) -> list[tuple[str, Any]]:
     """The events with neighbouring pieces of text joined, and without ids."""
-    joined: list = []
+    joined: list[tuple[str, Any]] = []
     for event in events:
         if event.name == "final_result_chunk" and joined and joined[-1][0] == event.name:
             joined[-1] = (event.name, joined[-1][1] + event.data["chunk"])

@@ -72,6 +72,12 @@ class Api:
         body = {"taskId": task_id, "name": name, "description": "Made for a test."}
         return self.data(self.post("/agents", body), 201)["agent"]["id"]
 
+    def plain_agent(self, name: str) -> str:
+        """An agent that answers by itself, made by the other contract's companion path."""
+        made = self.client.post("/api/agents", json={"name": name, "system_prompt": "Be brief."})
+        assert made.is_success, made.text
+        return made.json()["id"]
+
     # --- streams ----------------------------------------------------------------------------------------
 
     @contextmanager
