@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from projections.store import Reader, Row
-from runtime.ids import HostName, Micros
+from runtime.ids import SECOND, HostName, Micros
 from runtime.scheduling import wake_at
 from runtime.state import ExecutionState
 
@@ -149,7 +149,7 @@ _encode = msgspec.json.Encoder().encode
 
 def row(state: ExecutionState, position: int) -> Row:
     """The values of ``ExecutionRow`` for ``state``, whose last event stands at ``position``."""
-    error = state.error
+    error, timeout = state.error, state.timeout_seconds
     return (
         state.execution_id,
         state.tenant,
@@ -167,7 +167,8 @@ def row(state: ExecutionState, position: int) -> Row:
         _encode(state.input).decode(),
         None if state.input_ref is None else _encode(state.input_ref).decode(),
         _encode(state.files).decode() if state.files else "[]",
-        state.deadline_at,
+        # As it was accepted with: the state forgets it at the end, and this column is written once.
+        None if timeout is None else state.created_at + int(timeout * SECOND),
         state.subject,
         state.status,
         state.progress,

@@ -37,6 +37,14 @@ def test_the_row_of_a_queued_execution() -> None:
     assert (found.output, found.output_ref, found.error_type, found.failed_node) == (None, None, None, None)
 
 
+def test_the_deadline_in_the_row_is_the_same_after_the_end() -> None:
+    story = Story(1)
+    story.tell(story.queued(timeout_seconds=2.0))
+    before = row_of(story).deadline_at
+    story.tell(story.next(events.Cancelled))
+    assert row_of(story).deadline_at == before == START + 1 + 2_000_000
+
+
 def test_the_row_of_a_running_execution_names_its_node() -> None:
     story = Story(1)
     story.begun()
