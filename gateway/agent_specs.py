@@ -18,7 +18,6 @@ import structlog
 
 from gateway.agent_documents import (
     GUARDRAIL,
-    MCP_SERVER,
     MEMORY,
     SKILL,
     AgentDocument,
@@ -40,8 +39,6 @@ MEMORIES_MAX = 50
 
 TAGGED_MAX = 500
 """Skills (or guardrails) that one set of tags may bring."""
-
-SERVERS_MAX = 500
 
 T = TypeVar("T")
 
@@ -117,12 +114,6 @@ class AgentSpecs:
         }
         return _checked(AgentSpec(**fields))
 
-    async def mcp_servers(self, tenant: str) -> dict[str, McpServer]:
-        """The tenant's registered servers by name, as an agent's tools."""
-        listed, _ = await self._gateway.registry.listing(tenant, MCP_SERVER, limit=SERVERS_MAX)
-        servers = (_server(resource) for resource in listed)
-        return {server.name: server for server in servers if server is not None}
-
     async def flow_tool(self, tenant: str, given: FlowTool) -> FlowTool | None:
         """With the flow's own description and inputs where ``given`` says nothing; None without a flow."""
         published = await self._gateway.catalogue.published(tenant, given.flow_id)
@@ -166,7 +157,9 @@ class AgentSpecs:
         return tuple(str(memory.document.get("text", "")) for memory in reversed(listed))
 
     async def _tools(self, tenant: str, owner: str, document: AgentDocument) -> tuple[ToolSpec, ...]:
-        servers = await self.mcp_servers(owner) if any("server" in each for each in document.tools) else {}
+        names = [str(each["server"]) for each in document.tools if "server" in each]
+        entries = await self._gateway.mcp_servers.named(owner, names) if names else []
+        servers = {entry.name.casefold(): entry.tool for entry in entries}
         tools: list[ToolSpec] = []
         for raw in document.tools:
             tool = await self._tool(owner, raw, servers)
@@ -178,7 +171,7 @@ class AgentSpecs:
 
     async def _tool(self, owner: str, raw: dict[str, Json], servers: dict[str, McpServer]) -> ToolSpec | None:
         if raw.get("kind") == "mcp" and "server" in raw:
-            server = servers.get(str(raw["server"]))
+            server = servers.get(str(raw["server"]).casefold())
             allow: Any = raw.get("allow")
             if server is None or not allow:
                 return server
@@ -231,16 +224,6 @@ def _parts(resource: Resource, made: type[T]) -> list[T]:
                 "resource_left_out", kind=resource.kind, resource_id=resource.resource_id, reason=str(error)
             )
     return parts
-
-
-def _server(resource: Resource) -> McpServer | None:
-    fields = McpServer.__struct_fields__
-    known = {key: value for key, value in resource.document.items() if key in fields and value is not None}
-    try:
-        return msgspec.convert({**known, "kind": "mcp"}, McpServer)
-    except msgspec.ValidationError as error:
-        log.warning("mcp_server_left_out", resource_id=resource.resource_id, reason=str(error))
-        return None
 
 
 def _is_private(tool: ToolSpec) -> bool:

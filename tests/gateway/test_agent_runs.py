@@ -198,6 +198,12 @@ def test_a_specification_is_put_together_from_what_the_tenant_has() -> None:
                 MCP_SERVER,
                 {"name": "files", "url": "https://mcp.test", "allow": ["read", "list"], "description": "d"},
             )
+            rules = [
+                {"name": "several", "rule": "pattern", "pattern": "x"},
+                {"name": "several", "rule": "length", "max_chars": 9},
+            ]
+            await created(app, GUARDRAIL, {"name": "several", "rules": rules, "tags": ["Safe"]})
+            await created(app, GUARDRAIL, {"name": "off", "rules": rules, "tags": ["safe"], "enabled": False})
             agent = await created(
                 app,
                 AGENT,
@@ -221,6 +227,7 @@ def test_a_specification_is_put_together_from_what_the_tenant_has() -> None:
                 skill_ids=(by_id.resource_id,),
                 skill_tags=("team",),
                 guardrail_ids=(rule.resource_id,),
+                guardrail_tags=("safe",),
                 infinite_session=True,
                 max_turns=9,
                 repo_url="https://x.test/r.git",
@@ -238,7 +245,11 @@ def test_a_specification_is_put_together_from_what_the_tenant_has() -> None:
                     FlowTool(flow_id="greeting", description="greeting", schema={"type": "object"}),
                 ),
                 skills=(Skill(name="one", instructions="1"), Skill(name="two", instructions="2")),
-                guardrails=(Guardrail(name="short", rule="length", max_chars=5),),
+                guardrails=(
+                    Guardrail(name="short", rule="length", max_chars=5),
+                    Guardrail(name="several", rule="pattern", pattern="x"),
+                    Guardrail(name="several", rule="length", max_chars=9),
+                ),
                 memories=("fact 0", "fact 1", "fact 2"),
                 max_turns=9,
                 compaction="summarise",
