@@ -16,6 +16,7 @@ from gateway.dialects.workflows.bodies import (
     broken,
     parsed,
 )
+from gateway.dialects.workflows.documents import subject_of
 from gateway.dialects.workflows.halts import halt_latest
 from gateway.dialects.workflows.requests import cause_of, created_once, page_of
 from gateway.dialects.workflows.views import Views, workflow_object
@@ -163,6 +164,7 @@ async def delete(call: Call) -> Response:
         raise Problem("workflow_not_found") from None
     if gone.document.get("latest_run") != kept.document.get("latest_run"):
         await halt_latest(call, gone)  # a prompt came in between
+    call.gateway.agent_runs.news.tell(call.caller.tenant, subject_of(kept.resource_id))
     return no_content()
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.contracts.ability.wire import RECEIVER_ADDRESS
 from tests.contracts.live_server import LiveServer
-from tests.contracts.workflows.wire import RECEIVER_ADDRESS, Api
+from tests.contracts.workflows.wire import Api
 from tests.model_server import ModelServer
 from tests.model_server.fixture import model_server, running_model_server
 from tests.sandbox import Sandbox
@@ -47,8 +48,8 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def api(client: httpx.Client) -> Api:
-    """The same client, in the contract's words."""
+def api(client: httpx.Client, model_server: ModelServer) -> Api:
+    """The same client, in the contract's words; its agents' model echoes, unless the test says otherwise."""
     return Api(client)
 
 

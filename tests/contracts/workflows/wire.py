@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,8 +14,10 @@ import msgspec
 
 from tests.contracts.live_server import poll
 
-RECEIVER_ADDRESS = "127.0.0.9"
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
+STREAM_SECONDS = 30.0
+"""How long a test may read one stream."""
+
 ENDS = ("completed", "failed", "halted", "max_turns_reached")
 
 SEED = {
@@ -100,7 +104,13 @@ class Api:
         url = f"/api/workflows/{workflow_id}/stream"
         with httpx_sse.connect_sse(self.client, "GET", url, params=query, headers=headers or {}) as source:
             assert source.response.status_code == 200, source.response.read()
-            yield _heard(source)
+            # Keep-alives hide a silent stream from the client's own time-out.
+            watch = threading.Timer(STREAM_SECONDS, _cut, [source.response])
+            watch.start()
+            try:
+                yield _heard(source)
+            finally:
+                watch.cancel()
 
     def run_frames(self, workflow_id: str) -> list[Heard]:
         """Every frame up to the next end."""
@@ -111,6 +121,11 @@ class Api:
         """The next frames behind an id."""
         with self.stream(workflow_id, {"last-event-id": last_id}) as frames:
             return [next(frames) for _ in range(count)]
+
+
+def _cut(response: httpx.Response) -> None:
+    """End a stream that a test waits for in vain: the next read fails."""
+    response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _is_ended(task: dict[str, Any]) -> bool:
