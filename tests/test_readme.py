@@ -116,7 +116,12 @@ def test_the_commands_work_as_printed(home: Path) -> None:
     printed = home / "serve.out"
     with printed.open("wb") as output:
         server = subprocess.Popen(
-            ["heliograph", "serve"], env=env, cwd=REPOSITORY, stdout=output, stderr=output, text=False
+            ["heliograph", "serve", "--model", "offline"],
+            env=env,
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=output,
+            text=False,
         )
     try:
         deadline = time.monotonic() + READY_SECONDS
@@ -138,6 +143,9 @@ def test_the_commands_work_as_printed(home: Path) -> None:
     assert '"status":"COMPLETED"' in outputs
     assert "execution_completed" in outputs
     assert "Already" not in outputs
+    assert outputs.count("[offline model] ") > 5
+    assert '{"event":"completed","data"' in outputs
+    assert '"type":"status","data":{"status":"completed"' in outputs
     assert outputs.count('"Hello Grace') == 0
     replayed = re.findall(r'\{"execution_id":"([0-9a-f-]+)","status_url"', outputs)
     assert len(replayed) == 2
