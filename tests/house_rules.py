@@ -136,6 +136,7 @@ ROOMS: Mapping[str, Room] = {
                 "psutil",
                 "pydantic",
                 "pydantic_ai",
+                "pydantic_core",
                 "pydantic_graph",
                 "ray",
                 "structlog",
