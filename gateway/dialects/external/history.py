@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.dialects.external.plan_flow import ANSWER, ASSISTANT, step_of
 from gateway.dialects.external.runs import failure_message
-from gateway.dialects.external.stream import FIRST_TOOL
+from gateway.dialects.external.stream import FIRST_TOOL, TOOLS
 from gateway.dialects.external.wire import Step, iso
 from gateway.happenings import Logged
 from gateway.run_view import RunView, StepRun

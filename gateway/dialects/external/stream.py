@@ -130,9 +130,10 @@ class ExternalEncoder:
         what = "result" if step is None else f"{step.mcp}: {step.action}"
         told: list[Named] = []
         if self._progress:
-            told.append(
-                self._progressed(node.number, "running", f"Step {node.number} of {node.total}: {what}")
-            )
+            # A plan's nodes run one after the other; on a resumed stream those before weren't seen here.
+            self._reached = max(self._reached, min(99, 100 * (node.number - 1) // max(1, node.total)))
+            message = f"Step {node.number} of {node.total}: {what}"
+            told.append(self._progressed(node.number, "running", message))
         if step is not None:
             data = {"step": step.step, "mcpName": step.mcp, "actionName": step.action, "input": step.input}
             told.append(("step_start", data))

@@ -26,7 +26,7 @@ def test_an_execution_outlives_its_server(own_server: LiveServer, models: ModelS
         task_id = api.planned("[plan:two] x [hang:external-restart]")
         with ThreadPoolExecutor(1) as pool, server.client() as other:
             waiting = pool.submit(other.post, f"{PREFIX}/tasks/{task_id}/execute")
-            models.journal.until(lambda journal: len(journal.exchanges) >= 3)
+            models.journal.until_hanging("external-restart")
             api.wait_for(task_id, "running")
             server.kill()
             assert isinstance(waiting.exception(timeout=30), httpx.TransportError)
