@@ -33,8 +33,9 @@ SETTLE_SECONDS = 10.0
 
 KILL_RUNS = 100
 KILL_CLIENTS = 50
-KILL_AFTER_SECONDS = RUN_SECONDS * 0.7
-"""After the last start was acknowledged: first answers are recorded, most runs are in their second call."""
+KILL_SPREAD_SECONDS = RUN_SECONDS * 0.8
+"""Between the first start and the last, after which everything is killed: no run can have ended, and they
+are in all parts of their calls."""
 
 WATCHERS = 8
 
@@ -184,8 +185,7 @@ async def agents_kill(store: StoreKind) -> list[Figure]:
         await installed.start()
         started = await _start(installed, 1)
         await _see_end(installed, started)  # the libraries of agents are loaded by now
-        started = await _start(installed, KILL_RUNS)
-        await asyncio.sleep(KILL_AFTER_SECONDS)
+        started = await _start(installed, KILL_RUNS, KILL_SPREAD_SECONDS)
         killed_at = time.time()
         await installed.kill()
         at_kill = await asyncio.to_thread(_facts, installed.store_env)
@@ -208,7 +208,7 @@ async def agents_kill(store: StoreKind) -> list[Figure]:
     return figures
 
 
-async def _start(installed: Installation, number: int) -> list[str]:
+async def _start(installed: Installation, number: int, seconds: float = 0.0) -> list[str]:
     async with generator(
         installed,
         "start_some",
@@ -216,6 +216,7 @@ async def _start(installed: Installation, number: int) -> list[str]:
         inputs={"prompt": "talk"},
         executions=number,
         clients=min(number, KILL_CLIENTS),
+        seconds=seconds,
     ) as load:
         await load.mark("begin", 30)
         return await load.result(list[str], 60)
