@@ -190,7 +190,8 @@ class Settings:
 SECRETS: tuple[tuple[str, str], ...] = (
     (
         f"{PREFIX}SECRET_KEY",
-        "encrypts the named secrets of agents; empty: a key is made in data_dir, readable by its owner alone",
+        "encrypts the named secrets of agents: 32 bytes in base64; empty: a key is made in data_dir, readable"
+        " by its owner alone",
     ),
     (f"{PREFIX}MODEL_KEY", "API key of the model endpoint; empty: OPENAI_API_KEY"),
 )
