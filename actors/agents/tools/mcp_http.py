@@ -20,10 +20,10 @@ ANSWER_BYTES_MAX = 16 * 1024 * 1024
 READ_SECONDS = 300.0
 
 
-def mcp_client(guard: EgressGuard, headers: Mapping[str, str]) -> httpx2.AsyncClient:
+def mcp_client(transport: "VettedMcpTransport", headers: Mapping[str, str]) -> httpx2.AsyncClient:
     """A client for one session; the caller closes it. ``headers`` go with every request."""
     return httpx2.AsyncClient(
-        transport=_Vetted(guard),
+        transport=transport,
         headers={"User-Agent": "heliograph", **headers},
         timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=False,
@@ -58,11 +58,15 @@ class _Body(httpx2.AsyncByteStream):
         await self._response.aclose()
 
 
-class _Vetted(httpx2.AsyncBaseTransport):
-    """Raises: EgressRefused before anything is sent; otherwise httpx2's transport errors."""
+class VettedMcpTransport(httpx2.AsyncBaseTransport):
+    """Raises: EgressRefused before anything is sent; otherwise httpx2's transport errors.
+
+    ``failure``: the latest status of 400 and above, or 0: the SDK's own errors don't tell it.
+    """
 
     def __init__(self, guard: EgressGuard) -> None:
         self._inner = VettedTransport(guard)
+        self.failure = 0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         inner = httpx.Request(
@@ -74,6 +78,9 @@ class _Vetted(httpx2.AsyncBaseTransport):
         )
         with _as_httpx2_errors():
             response = await self._inner.handle_async_request(inner)
+        # 405 is how a server says that it has no stream of its own: no failure.
+        if response.is_error and response.status_code != 405:
+            self.failure = response.status_code
         is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         return httpx2.Response(
             status_code=response.status_code,

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from actors.agents.tools.bound_tool import ToolFailed
 from actors.agents.tools.credentials import Credentials
 from actors.agents.tools.interface import ToolsUnavailable
-from actors.agents.tools.mcp_http import ANSWER_BYTES_MAX, mcp_client
+from actors.agents.tools.mcp_http import ANSWER_BYTES_MAX, VettedMcpTransport, mcp_client
 from actors.agents.tools.mcp_stdio import StdioServer
 from actors.egress import EgressGuard, EgressRefused
 from runtime.agent_spec import McpServer
@@ -47,6 +47,7 @@ class McpSession:
         self._credentials = credentials
         self._guard = guard
         self._stdio: StdioServer | None = None
+        self._http: VettedMcpTransport | None = None
         self._closing = asyncio.Event()
         self._opened: asyncio.Future[Client] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -127,7 +128,8 @@ class McpSession:
             self._stdio = StdioServer(spec.command, environment)
             return self._stdio.connect()
         await self._guard.check_url(spec.url)  # the transport checks too, but an error there is hard to tell
-        http = mcp_client(self._guard, await credentials.fill_all(spec.headers))
+        self._http = VettedMcpTransport(self._guard)
+        http = mcp_client(self._http, await credentials.fill_all(spec.headers))
         await stack.enter_async_context(http)
         return streamable_http_client(spec.url, http_client=http, max_sse_event_size=ANSWER_BYTES_MAX)
 
@@ -149,6 +151,8 @@ class McpSession:
         return ToolsUnavailable("McpUnavailable", message)
 
     def _last_words(self) -> str:
+        if self._http is not None and self._http.failure:
+            return f" (HTTP {self._http.failure})"
         words = "" if self._stdio is None else self._stdio.last_words
         return f"; it said: {words[-500:]}" if words else ""
 
