@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Gen
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from gateway.happenings import Happening, Logged, TextDelta
+from gateway.happenings import Happening, Logged, RunEnded, TextDelta
 from gateway.run_view import CONVERSATION, RunFold, RunView, whole
 from runtime import events
 from runtime.event_log import Recorded
@@ -309,10 +309,15 @@ async def follow_subject(
         while loop.time() < deadline:
             for row in waiting:
                 last = row
+                is_end_told = False
                 run = follow_run(gateway, row, after=after, frames_each=frames_each)
                 async for numbered in _until(deadline, run):
+                    is_end_told = isinstance(numbered[1], RunEnded)
                     yield numbered
-                if until_terminal or loop.time() >= deadline:
+                # A resumed stream may begin with a run whose end the client has; a newer one follows it.
+                if until_terminal and (is_end_told or row is waiting[-1]):
+                    return
+                if loop.time() >= deadline:
                     return
             news.clear()  # before looking: what happens meanwhile rings again
             if is_gone is not None and await is_gone():
@@ -346,7 +351,8 @@ async def _first_runs(
         return [], latest
     rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
     position = Cursor.of(after).position
-    unseen = [row for row in reversed(rows) if row.position > position or _is_unfinished(row)]
+    # Also the run that ended there: its last event makes more than one frame.
+    unseen = [row for row in reversed(rows) if row.position >= position or _is_unfinished(row)]
     if until_terminal and not unseen:
         return rows[:1], None  # nothing of it is left to tell, so the stream closes at once
     return unseen, rows[0] if rows else None

@@ -520,10 +520,9 @@ def test_a_subjects_stream_goes_on_with_its_next_run() -> None:
             await asyncio.gather(following, return_exceptions=True)
             assert numbers == sorted(set(numbers))
 
-            first = numbers[3]
-            source = follow_subject(app.gateway, TENANT, SUBJECT, after=first)
-            again = await numbers_of(source, len(numbers) - 4)
-            assert again == numbers[4:]
+            for seen, number in enumerate(numbers[:-1], 1):
+                source = follow_subject(app.gateway, TENANT, SUBJECT, after=number)
+                assert await numbers_of(source, len(numbers) - seen) == numbers[seen:]
 
     asyncio.run(scenario())
 
@@ -546,6 +545,10 @@ def test_until_terminal_replays_the_latest_run_and_closes() -> None:
             seen = found[-1][0]
             rest = follow_subject(app.gateway, TENANT, SUBJECT, after=seen, until_terminal=True)
             assert [each async for each in rest] == []
+            await started(app, AgentSpec(prompt="?"), "run-3")
+            await Driver(app, "run-3").whole("run-3")
+            newer = follow_subject(app.gateway, TENANT, SUBJECT, after=seen, until_terminal=True)
+            assert [each.answer async for _, each in newer if isinstance(each, RunEnded)] == ["run-3"]
 
     asyncio.run(scenario())
 
