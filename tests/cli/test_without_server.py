@@ -11,8 +11,20 @@ import pytest
 
 from tests.cli.command import environment, heliograph
 
-COMMANDS = ("serve", "demo", "run", "submit", "status", "events", "cancel", "signal", "pause", "resume")
-GROUPS = ("flows", "keys", "secrets", "mcp", "projections", "verify", "doctor")
+COMMANDS = (
+    "serve",
+    "demo",
+    "run",
+    "chat",
+    "submit",
+    "status",
+    "events",
+    "cancel",
+    "signal",
+    "pause",
+    "resume",
+)
+GROUPS = ("agents", "flows", "keys", "secrets", "mcp", "projections", "verify", "doctor")
 
 
 def unused_port() -> int:
