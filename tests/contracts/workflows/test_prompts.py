@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,10 @@ HELD = Rule(turns=(says("one two three four", deltas=4, hang="gate", hang_after=
 ECHO = Rule(turns=(says("{prompt}"),))
 
 
+def is_cancelled(run: dict[str, Any]) -> bool:
+    return run["status"] == "cancelled"
+
+
 def test_a_prompt_is_accepted_while_the_model_takes_its_time(api: Api, model_server: ModelServer) -> None:
     """Scenario 5; the model answers only once everything else was seen."""
     model_server.play(HELD)
@@ -28,7 +33,7 @@ def test_a_prompt_is_accepted_while_the_model_takes_its_time(api: Api, model_ser
     shown = api.get(workflow_id)
     model_server.release("gate")
     assert accepted["stream_url"].startswith(f"/api/workflows/{workflow_id}/stream?ticket=")
-    expected = {
+    expected: dict[str, Any] = {
         "workflow_id": workflow_id,
         "status": "running",
         "current_turn": 0,
@@ -148,7 +153,7 @@ def test_a_halt_ends_the_run_at_once(api: Api, model_server: ModelServer) -> Non
         assert api.get(workflow_id)["status"] == "active"
         # What the model says now is heard by nobody: the next frame is the next run's.
         model_server.release("gate")
-        poll(api.client, f"/api/audit/executions/{task_id}", lambda run: run["status"] == "cancelled")
+        poll(api.client, f"/api/audit/executions/{task_id}", is_cancelled)
         assert api.call("POST", path, 400) == {"detail": "No running task to halt"}
         api.prompt(workflow_id, "again")
         assert (next(frames).data, next(frames).log) == (
@@ -209,7 +214,7 @@ def test_deleting_a_workflow_halts_its_task(
         assert client.get(f"/api/workflows/{workflow_id}{tail}").status_code == 404
     assert client.get(f"/api/tasks/{task_id}").status_code == 404
     model_server.release("gate")
-    ended = poll(client, f"/api/audit/executions/{task_id}", lambda run: run["status"] == "cancelled")
+    ended = poll(client, f"/api/audit/executions/{task_id}", is_cancelled)
     assert ended["status"] == "cancelled"
 
 

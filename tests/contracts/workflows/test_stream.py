@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gateway.dialects.workflows.tickets import TICKET_SECONDS, Tickets
 from runtime.ids import SECOND, Micros
 from tests.contracts.live_server import LiveServer
 from tests.contracts.workflows.agent_tools import ROWS
-from tests.contracts.workflows.wire import Api, Heard
+from tests.contracts.workflows.wire import STREAM_SECONDS, Api, Heard
 from tests.model_server import ModelServer, Reply, Rule, ToolUse, says, tool_loop
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.ray]
@@ -229,19 +230,15 @@ def test_an_event_source_follows_without_headers(
     model_server.journal.until_hanging("gate")
     script = tmp_path / "listener.js"
     script.write_text(_LISTENER)
-    listener = subprocess.Popen(
-        ["node", flag, str(script), server.url + stream_url],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    command = ["node", flag, str(script), server.url + stream_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as listener:
+        watch = threading.Timer(STREAM_SECONDS, listener.kill)
+        watch.start()
         assert listener.stdout is not None
         first = listener.stdout.readline()  # it listens: now the run may end
         model_server.release("gate")
-        rest, _ = listener.communicate(timeout=60)
-    finally:
-        listener.kill()
-        listener.wait()
+        rest = listener.stdout.read()
+        watch.cancel()
     assert listener.returncode == 0
     seen = [msgspec.json.decode(line) for line in (first + rest).splitlines()]
     heard = [Heard(int(each["last"]), each["type"], each["data"]) for each in seen]

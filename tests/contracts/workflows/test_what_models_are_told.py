@@ -46,10 +46,11 @@ def test_the_output_format_is_asked_for(api: Api, model_server: ModelServer) -> 
 
 
 def test_the_reasoning_effort_is_sent_and_a_prompts_own_wins(api: Api, model_server: ModelServer) -> None:
-    assert "reasoning_effort" not in sent(api, model_server).body
-    assert sent(api, model_server, reasoning_effort="low").body["reasoning_effort"] == "low"
+    """To models that reason: the others' endpoints refuse it."""
+    assert "reasoning_effort" not in sent(api, model_server, model="o3").body
+    assert sent(api, model_server, model="o3", reasoning_effort="low").body["reasoning_effort"] == "low"
     model_server.journal.clear()
-    api.run(api.workflow(reasoning_effort="low"), reasoning_effort="high")
+    api.run(api.workflow(model="o3", reasoning_effort="low"), reasoning_effort="high")
     assert model_server.journal.exchanges[0].body["reasoning_effort"] == "high"
 
 
@@ -114,7 +115,7 @@ def test_memories_are_kept_told_and_bypassed(api: Api, model_server: ModelServer
     """auto_memory asks for what is worth keeping; later runs of the agent are told, unless bypass_memory."""
     fact = "The user's cat is called Ada."
     model_server.play(
-        Rule(turns=(gives({"memories": [fact]}),), streams=False),
+        Rule(turns=(gives({"memories": [fact]}),), system="worth remembering"),
         Rule(turns=(says("noted"),)),
     )
     agent_id = api.agent()
