@@ -60,9 +60,10 @@ class StepJournal:
     def steps(self) -> list[tuple[str, StepState]]:
         """Every step of this conversation so far, in the order in which they began."""
         node = self._actor.state.nodes.get(self.node_id)
-        known = {} if node is None else node.steps
+        if node is None:
+            return []
         skip = len(self._prefix)
-        return [(step[skip:], known[step]) for step in known if step.startswith(self._prefix)]
+        return [(name[skip:], step) for name, step in node.steps.items() if name.startswith(self._prefix)]
 
     def answer(self, step: str) -> MessageRecorded | None:
         """What the step answered, if it did."""
