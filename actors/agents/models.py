@@ -24,6 +24,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from actors.agents.errors import ModelNotConfigured
 from actors.agents.home import AgentSettings
+from actors.agents.lean_client import LeanClient, SpreadTransport
 
 OFFLINE = "offline"
 OFFLINE_LABEL = "[offline model] "
@@ -32,6 +33,7 @@ SILENCE_SECONDS = 300.0
 """How long a provider may send nothing before the call counts as broken."""
 
 _MODELS_MAX = 256
+_POOLS = 16
 
 NOT_CONFIGURED = (
     "no model is configured: set HELIOGRAPH_MODEL, and HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
@@ -98,7 +100,7 @@ class Models:
         if not url and not self.key:
             message = f"the model {name} has no endpoint: set HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
             raise ModelNotConfigured(f"{message} (or OPENAI_API_KEY)")
-        client = AsyncOpenAI(
+        client = LeanClient(
             base_url=url or None,
             api_key=self.key or "none",
             max_retries=0,  # retries are ours: recorded, and visible
@@ -115,9 +117,9 @@ class Models:
 
     def _shared_http(self) -> httpx2.AsyncClient:
         if self._http is None:
-            most = self._settings.model_calls_max
+            # Taken in turn, a part may be full while another is not: so there is twice the room.
             self._http = httpx2.AsyncClient(
-                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+                transport=SpreadTransport(2 * self._settings.model_calls_max, _POOLS),
                 timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
                 follow_redirects=True,
             )
