@@ -1,7 +1,7 @@
 """What the models of these scenarios answer: plans for analyses, words for everything else.
 
 A task says by a word in its content which plan it gets (``[plan:NAME]``) and how its answers come
-(``[slow]``, ``[hang:GATE]``, ``[fail]``, ``[say:WORDS]``).
+(``[hang:GATE]``: not before it is released, ``[midway:GATE]``: after two words, ``[fail]``, ``[say:WORDS]``).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _timing(prompt: str) -> dict[str, Any]:
     gate = re.search(r"\[hang:([\w-]+)\]", prompt)
     if gate:
         return {"hang": gate[1]}
-    return {"first_seconds": 5.0} if "[slow]" in prompt else {}
+    midway = re.search(r"\[midway:([\w-]+)\]", prompt)
+    return {"hang": midway[1], "hang_after": 2} if midway else {}
 
 
 def _of_user(asked: Asked) -> list[str]:

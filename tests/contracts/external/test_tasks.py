@@ -261,6 +261,53 @@ def told(events: list[Event]) -> list[tuple[str, Any]]:
     return joined
 
 
+def test_text_is_taken_up_in_its_middle(api: Api, models: ModelServer) -> None:
+    """Scenario 17, within an answer: no character twice, none missing."""
+    task_id = api.planned("x [midway:external-midway] [say:one two three four five six]")
+    headers = {"idempotency-key": "external-stream-2"}
+    path = f"/tasks/{task_id}/execute/stream"
+    seen: list[Event] = []
+    with api.stream(path, headers=headers) as events:
+        for event in events:
+            seen.append(event)
+            if event.name == "final_result_chunk":
+                break
+    assert api.shown(task_id)["status"] == "running"
+    with api.stream(path, headers={**headers, "last-event-id": str(seen[-1].id)}) as events:
+        models.release("external-midway")
+        rest = list(events)
+    pieces = [event.data["chunk"] for event in seen + rest if event.name == "final_result_chunk"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == "one two three four five six" == rest[-2].data["finalResult"]
+    assert rest[0].id > seen[-1].id
+
+
+def test_a_waiting_caller_is_told_of_the_cancel(api: Api, server: LiveServer, models: ModelServer) -> None:
+    """Section 4.2: EXECUTION_CANCELLED; the history shows the step under way before."""
+    task_id = api.planned("x [hang:external-waiting]")
+    with ThreadPoolExecutor(1) as pool, server.client() as other:
+        waiting = pool.submit(Api(other).post, f"/tasks/{task_id}/execute")
+        models.journal.until_hanging("external-waiting")
+        [step] = api.history(task_id)
+        assert (step["success"], step["executedAt"]) == (None, None)
+        assert api.data(api.post(f"/tasks/{task_id}/cancel/{step['executionId']}"))["cancelled"] is True
+        refusal(waiting.result(timeout=30), 409, "EXECUTION_CANCELLED")
+    # What is over in every view doesn't hold up the next run.
+    models.release("external-waiting")
+    api.data(api.post(f"/tasks/{task_id}/execute"))
+
+
+def test_a_refused_execution_leaves_the_task_as_it_was(api: Api, server: LiveServer) -> None:
+    """Rule G5: unfinished executions of a tenant are bounded; the task is free at once."""
+    task_id = api.planned("x")
+    with server.client(server.make_key("run", unfinished_executions_max=0)) as limited:
+        refused = Api(limited).post(f"/tasks/{task_id}/execute")
+        refusal(refused, 429, "RATE_LIMIT_EXCEEDED")
+        assert int(refused.headers["retry-after"]) >= 1
+    assert api.shown(task_id)["status"] == "pending"
+    api.data(api.post(f"/tasks/{task_id}/execute"))
+
+
 def test_a_stream_is_plain_json_lines_and_ends_with_done_only_when_asked(api: Api) -> None:
     """Scenario 18."""
     task_id = api.planned("x")
