@@ -62,6 +62,11 @@ def needs_token() -> str:
     return f"signed in with {token}"
 
 
+@server.tool(description=f"Signs in as {os.environ.get('API_TOKEN', 'nobody')}.")
+def indiscreet() -> str:
+    return "ok"
+
+
 @server.tool(structured_output=False)
 def picture() -> Image:
     """A picture of nine bytes."""

@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
 
 import msgspec
 import structlog
@@ -167,7 +168,11 @@ class RunTools:
         self._tools = {tool.definition.name: tool for tool in tools}
         self._repository = repository
         self._credentials = credentials
-        self.definitions: tuple[ToolDefinition, ...] = tuple(tool.definition for tool in tools)
+        # What a server says about its tools goes to the model too, and a server knows its secrets.
+        self.definitions: tuple[ToolDefinition, ...] = tuple(
+            _without_secrets(tool.definition, credentials) if tool.server else tool.definition
+            for tool in tools
+        )
         self.instructions = credentials.redactor.text("\n\n".join(instructions))
 
     async def call(
@@ -219,6 +224,12 @@ async def _call(
         log.error("a tool failed in a way nobody foresaw", tool=definition.name, traceback=trace)
         result = ToolResult(content=f"{definition.name} failed: {type(error).__name__}", is_error=True)
     return msgspec.structs.replace(result, content=credentials.redactor.value(result.content))
+
+
+def _without_secrets(definition: ToolDefinition, credentials: Credentials) -> ToolDefinition:
+    parameters = cast("dict[str, Json]", credentials.redactor.value(dict(definition.parameters)))
+    description = credentials.redactor.text(definition.description)
+    return msgspec.structs.replace(definition, description=description, parameters=parameters)
 
 
 def with_unique_names(tools: Sequence[BoundTool]) -> list[BoundTool]:

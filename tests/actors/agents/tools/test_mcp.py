@@ -18,7 +18,7 @@ from runtime.agent_spec import McpServer
 from runtime.plan import CallTool
 from tests.actors.agents.tools.tool_household import SECRETS, SERVER, bounded, house, http_server, stdio
 
-ALL = {"echo", "add", "slow", "fail", "big", "needs_token", "picture", "idempotency_key", "die"}
+ALL = {"echo", "add", "slow", "fail", "big", "needs_token", "picture", "idempotency_key", "die", "indiscreet"}
 
 
 def servers() -> list[psutil.Process]:
@@ -129,6 +129,8 @@ def test_overrides_reach_the_process_and_their_values_leave_it_never(tmp_path: P
         async with house(tmp_path) as home:
             async with home.open(stdio(), secrets={"API_TOKEN": "api"}) as opened:
                 assert await home.call(opened, "needs_token") == ToolResult(content="signed in with ***")
+                described = {tool.name: tool.description for tool in opened.definitions}
+                assert described["indiscreet"] == "Signs in as ***."
                 echoed = await home.call(opened, "echo", text=f"it is {SECRETS['api']}")
                 assert echoed.content == "it is ***"
             async with home.open(stdio(env={"API_TOKEN": "{secret:other}"})) as opened:
