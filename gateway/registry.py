@@ -135,7 +135,7 @@ class Registry:
 
         ``name``: the document's ``name`` or ``title``, exactly. ``parent``: its field of that name.
         ``labels``: any of them is among its ``tags`` or ``categories``, in any case. ``run_statuses``: the
-        status of the execution named by its ``latest_run``; ``""`` stands for none yet. ``shared``: those of
+        status of the execution named by its ``latest_run``; ``""``: there is none. ``shared``: those of
         other tenants whose ``status`` is ``public`` too.
         """
         rows, total = await asyncio.to_thread(

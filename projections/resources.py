@@ -166,7 +166,7 @@ def listing(
     """One page by age, and how many there are in all.
 
     ``name``, ``parent``: exactly. ``labels``: any of them is among the tags or categories, in any case.
-    ``run_statuses``: the latest run's status is one of them; ``""`` stands for no run yet. ``shared``: the
+    ``run_statuses``: the latest run's status is one of them; ``""``: there is none. ``shared``: the
     public ones of other tenants too.
     """
     clauses = ["(tenant = ? OR shared = 1)" if shared else "tenant = ?", "kind = ?", "deleted_at IS NULL"]

@@ -299,8 +299,22 @@ def test_resources_are_found_by_the_status_of_their_latest_run(log: EventLog, st
 
     assert ids("completed") == ["t0"]
     assert ids("running", "completed") == ["t0", "t1"]
-    assert ids("", "running") == ["t1", "t2"]
+    # The run of t3 was asked for and never came.
+    assert ids("", "running") == ["t1", "t2", "t3"]
     assert ids("failed") == []
+
+
+def test_children_are_counted_by_parent_and_tenant(log: EventLog, store: ReadStore) -> None:
+    for number, parent in enumerate(["p1", "p1", "p2", "", "p3"]):
+        keep_resource(log, f"c{number}", {"parent": parent})
+    assert resources.count_children(store, ["acme", "other"], "agent", ["p1", "p2", "p9", ""]) == {
+        "p1": 2,
+        "p2": 1,
+    }
+    assert resources.count_children(store, ["other"], "agent", ["p1"]) == {}
+    assert resources.count_children(store, ["acme"], "task", ["p1"]) == {}
+    assert resources.count_children(store, [], "agent", ["p1"]) == {}
+    assert resources.count_children(store, ["acme"], "agent", []) == {}
 
 
 def test_more_resources_than_one_statement_takes(log: EventLog, store: ReadStore) -> None:

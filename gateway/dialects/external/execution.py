@@ -1,26 +1,23 @@
 """Carrying out tasks and agents: run and wait, run and stream, cancel (sections 4.2 to 4.4, 5.4 to 5.7).
 
-Both ways begin a run the same way, once for each Idempotency-Key: what is kept for a repeat of a stream is
-the run's id, so the repeat attaches to the run and resumes after Last-Event-ID. A caller who leaves ends
-nothing.
+Both ways begin a run the same way, once for each Idempotency-Key. A caller who leaves ends nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
 
-from gateway.builtin_flows import AGENT_RUN, ANSWER
 from gateway.dialects.external.agents import visible_agent
 from gateway.dialects.external.answering import answering_spec, with_parameters
+from gateway.dialects.external.following import steps_of_run, stream_run
 from gateway.dialects.external.history import executed_steps
-from gateway.dialects.external.plan_flow import final_node, planned_steps, step_of
+from gateway.dialects.external.plan_flow import step_of
 from gateway.dialects.external.plans import publish_plan, require_authentication
 from gateway.dialects.external.records import (
     TASK,
@@ -40,10 +37,7 @@ from gateway.dialects.external.runs import (
     unclaim,
 )
 from gateway.dialects.external.stream import (
-    DONE,
-    FRAMES_EACH,
     Ending,
-    ExternalEncoder,
     Named,
     Work,
     agent_ending,
@@ -52,11 +46,9 @@ from gateway.dialects.external.stream import (
     task_opening,
 )
 from gateway.dialects.external.tasks import visible_task
-from gateway.dialects.external.wire import SOURCE, TEXT_MAX, Step, as_object, fields_of, success
+from gateway.dialects.external.wire import SOURCE, TEXT_MAX, as_object, fields_of, success
 from gateway.envelopes import Problem
 from gateway.idempotency import request_digest
-from gateway.run_stream import Numbered, follow_run
-from gateway.sse import EventStream, last_event_id
 from projections import execution_summary
 from runtime.errors import AlreadyExists, Overloaded, Refused
 
@@ -119,7 +111,7 @@ async def stream_task(call: Call) -> Response:
     def worded(work: Work, row: ExecutionRow) -> tuple[Sequence[Named], Ending]:
         return task_opening(work), task_ending(work)
 
-    return await _stream(call, body, begin, worded, progress=True)
+    return await stream_run(call, body, begin, worded, progress=True)
 
 
 async def _begin_task(call: Call, resource: Resource, body: bytes, execution_id: str) -> Begun:
@@ -169,7 +161,7 @@ async def list_executions(call: Call) -> Response:
     shown: list[Mapping[str, Any]] = []
     for row in reversed(rows):
         view = await call.gateway.agent_runs.view(row)
-        steps = await _steps_of(call, row, task)
+        steps = await steps_of_run(call, row, task)
         shown += executed_steps(shown_id(task.task_type, row.execution_id), view, steps)
     return success({"taskId": task_id, "executions": shown})
 
@@ -208,7 +200,7 @@ async def stream_agent(call: Call) -> Response:
         opening = agent_opening(work, agent_id, name, title_of(work.input))
         return opening, agent_ending(work, agent_id, row.created_at)
 
-    return await _stream(call, body, begin, worded, progress=False)
+    return await stream_run(call, body, begin, worded, progress=False)
 
 
 def title_of(given: str) -> str:
@@ -317,97 +309,3 @@ async def _cancelled(call: Call, row: ExecutionRow, head: Mapping[str, Any]) -> 
     status = {} if outcome.cancelled else {"status": outcome.status}
     shown = call.path["execution_id"]
     return success({**head, "executionId": shown, "cancelled": outcome.cancelled, **status})
-
-
-async def _steps_of(call: Call, row: ExecutionRow, task: TaskDocument) -> Sequence[Step]:
-    """The plan's steps as that run carried them out; empty for an agent that answered by itself."""
-    if row.flow_id == AGENT_RUN:
-        return ()
-    flow = await call.gateway.catalogue.version(row.tenant, row.flow_id, row.flow_version)
-    steps = [] if flow is None else planned_steps(flow.definition.document)
-    planned = () if task.plan is None else task.plan.workflow
-    if [(step.mcp, step.action) for step in steps] == [(step.mcp, step.action) for step in planned]:
-        return planned  # with the inputs as they were planned
-    return steps
-
-
-# --- streams --------------------------------------------------------------------------------------------
-
-
-async def _stream(
-    call: Call,
-    body: bytes,
-    begin: Callable[[str], Awaitable[Begun]],
-    worded: Callable[[Work, ExecutionRow], tuple[Sequence[Named], Ending]],
-    *,
-    progress: bool,
-) -> Response:
-    """Begin the run, or find the one that the same Idempotency-Key began, and follow it."""
-    execution_id = ""
-    after = 0
-
-    async def serve(reserved: str) -> Response:
-        begun = await begin(reserved)
-        return success({"executionId": begun.execution_id})
-
-    async def frames() -> AsyncIterator[bytes]:
-        row = await call.gateway.reads.execution(execution_id)
-        if row is None:
-            raise Problem("execution_not_found")
-        work = await _work(call, row, row.subject.partition(":")[2], after)
-        opening, ending = worded(work, row)
-        encoder = ExternalEncoder(work, opening, ending, progress=progress, after=after)
-        for each in encoder.opening():
-            yield each
-        text_nodes = (work.final,) if work.final else ()
-        run = follow_run(call.gateway, row, after=after, frames_each=FRAMES_EACH, text_nodes=text_nodes)
-        async with aclosing(cast("Any", run)) as source:
-            async for numbered in source:
-                for each in encoder.encode(cast("Numbered", numbered)):
-                    yield each
-        if (call.query("done") or "").lower() in ("true", "1"):
-            yield DONE
-
-    # The stream's place is taken first: once the run has begun, nothing may refuse the request.
-    response = EventStream(call, frames())
-    try:
-        started = await call.gateway.idempotency.once(call, request_digest(body), serve)
-    except BaseException:
-        call.gateway.limits.close_stream(call.caller)
-        raise
-    if started.status_code != 200:
-        call.gateway.limits.close_stream(call.caller)
-        return started
-    execution_id = msgspec.json.decode(bytes(started.body))["data"]["executionId"]
-    call.execution_id = execution_id
-    if "idempotency-replayed" in started.headers:
-        after = last_event_id(call)  # of this run; on a new one it can only be another's
-        response.headers["idempotency-replayed"] = "true"
-    return response
-
-
-async def _work(call: Call, row: ExecutionRow, task_id: str, after: int) -> Work:
-    resource = await call.gateway.registry.get(row.tenant, TASK, task_id)
-    task = TaskDocument(title="", content="") if resource is None else task_of(resource)
-    shown = shown_id(task.task_type, row.execution_id)
-    steps = await _steps_of(call, row, task)
-    if steps:
-        final = final_node(steps)
-        total = row.total_nodes
-        return Work(
-            task_id=task_id, shown_id=shown, steps=steps, total=total, final=final, input=task.content
-        )
-    view = await call.gateway.agent_runs.view(row)
-    given = cast("dict[str, Any]", view.input) if isinstance(view.input, dict) else {}
-    tools = [str(log.detail.get("step")) for log in view.logs if log.event == "tool_call"] if after else []
-    # With tools, an agent's text is its answer only if no call follows it.
-    final = "" if given.get("tools") or given.get("todos") or given.get("repository") else ANSWER
-    return Work(
-        task_id=task_id,
-        shown_id=shown,
-        steps=(),
-        total=1,
-        final=final,
-        input=task.content,
-        tools=list(dict.fromkeys(tools)),
-    )
