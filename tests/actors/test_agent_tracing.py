@@ -2,76 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
 from actors.agents import tracing
 from actors.step_journal import StepJournal
 from runtime.commands import Usage
+from tests.trace_collector import Collector, attributes_of, collecting
 
 EXECUTION = "0199a000-0000-7000-8000-00000000beef"
-
-
-class Collector:
-    """What was received, span by span."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.services: set[str] = set()
-
-    def take(self, body: bytes) -> None:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {
-                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
-            }
-            for scope in resource.scope_spans:
-                self.spans.extend(scope.spans)
-
-    def attributes(self, number: int) -> dict[str, str | int]:
-        found: dict[str, str | int] = {}
-        for each in self.spans[number].attributes:
-            kind = each.value.WhichOneof("value")
-            found[each.key] = getattr(each.value, kind)
-        return found
-
-
-@contextmanager
-def collecting() -> Generator[tuple[str, Collector]]:
-    collector = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                import gzip
-
-                body = gzip.decompress(body)
-            collector.take(body)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the library
-            del format, args
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", collector
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def journal_of(execution_id: str = EXECUTION) -> StepJournal:
@@ -95,7 +39,7 @@ def test_a_model_call_is_told_by_the_conventions(collector: Collector) -> None:
         span.used(Usage(model="small-2026", input_tokens=7, output_tokens=3, cache_read_tokens=2))
     tracing.flush_spans()
     assert [span.name for span in collector.spans] == ["chat small"]
-    assert collector.attributes(0) == {
+    assert attributes_of(collector.spans[0]) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
         "gen_ai.request.model": "small",
@@ -122,8 +66,8 @@ def test_a_tool_call_that_fails_says_so_without_its_message(collector: Collector
         raise ValueError("the user's words")
     tracing.flush_spans()
     assert [span.name for span in collector.spans] == ["execute_tool weather"] * 2
-    assert [collector.attributes(n)["error.type"] for n in (0, 1)] == ["ToolError", "ValueError"]
-    assert [collector.attributes(n)["gen_ai.tool.call.id"] for n in (0, 1)] == ["c1", "c2"]
+    assert [attributes_of(collector.spans[n])["error.type"] for n in (0, 1)] == ["ToolError", "ValueError"]
+    assert [attributes_of(collector.spans[n])["gen_ai.tool.call.id"] for n in (0, 1)] == ["c1", "c2"]
     assert all(span.status.code == span.status.STATUS_CODE_ERROR for span in collector.spans)
     assert b"the user's words" not in b"".join(span.SerializeToString() for span in collector.spans)
 
@@ -140,14 +84,14 @@ def test_the_spans_of_an_execution_share_its_trace_in_every_process(collector: C
         pass
     tracing.flush_spans()
     elsewhere.close()
-    traces = {span.trace_id.hex() for span in collector.spans if execution_of(span) != "another"}
+    traces = {
+        span.trace_id.hex()
+        for span in collector.spans
+        if attributes_of(span)["heliograph.execution.id"] == EXECUTION
+    }
     assert traces == {EXECUTION.replace("-", "")}
     assert len(collector.spans) == 3
     assert all(not span.parent_span_id for span in collector.spans)
-
-
-def execution_of(span: Any) -> str:
-    return next(each.value.string_value for each in span.attributes if each.key == "heliograph.execution.id")
 
 
 def test_without_the_usual_variables_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

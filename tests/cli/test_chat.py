@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -17,6 +19,9 @@ from tests.cli.terminal import CTRL_C, CTRL_D, Terminal
 from tests.model_server.script import Asked, Reply, calls, fails, says, tool_loop
 from tests.model_server.server import ModelServer
 from tests.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from tests.trace_collector import Collector
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -31,9 +36,25 @@ def models() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(scope="module")
-def agents(sandbox: Sandbox, models: ModelServer, flow_files: Path) -> Iterator[Served]:
+def traces() -> Iterator[tuple[str, Collector] | None]:
+    """Where spans go; nowhere without the library."""
+    if find_spec("opentelemetry.exporter") is None:
+        yield None
+        return
+    from tests.trace_collector import collecting
+
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def agents(
+    sandbox: Sandbox, models: ModelServer, flow_files: Path, traces: tuple[str, Collector] | None
+) -> Iterator[Served]:
     """A server with an agent called Helper, which may use the flow ``hello``."""
     env = {"HELIOGRAPH_MODEL": "small", "HELIOGRAPH_MODEL_URL": models.url, "HELIOGRAPH_MODEL_KEY": "sk-test"}
+    if traces is not None:
+        env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": traces[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
     server = Served(sandbox.root / "chat", env)
     try:
         server.start()
@@ -187,6 +208,53 @@ def test_nothing_a_model_writes_steers_the_terminal(agents: Served, model: Model
     assert "\x1b]" not in terminal.shown
     assert "\x9b" not in terminal.shown
     assert "]0;ownedbold [1mmove2J" in terminal.shown
+
+
+# --- watched from outside ---------------------------------------------------------------------------------
+
+
+def test_calls_are_counted_by_model_and_by_tool(agents: Served, model: ModelServer) -> None:
+    model.play(tool_loop("hello", {"name": "Ada"}))
+
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{agents.credentials().url}/metrics", timeout=WAIT_SECONDS).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    agents.ok("chat", "Helper", "Greet Ada", "--model", "counted")
+    wanted = {
+        'heliograph_model_calls_total{model="counted"}': 2,
+        'heliograph_model_unpriced_calls_total{model="counted"}': 2,
+        'heliograph_model_seconds_count{model="counted"}': 2,
+    }
+    deadline = time.monotonic() + WAIT_SECONDS  # the read model follows the log
+    while (found := counted()) | wanted != found:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    assert found['heliograph_tool_calls_total{outcome="ok",tool="hello"}'] >= 1
+    assert found['heliograph_tool_seconds_count{tool="hello"}'] >= 1
+
+
+def test_the_calls_of_a_run_are_spans_of_one_trace(
+    agents: Served, model: ModelServer, traces: tuple[str, Collector] | None
+) -> None:
+    if traces is None:
+        pytest.skip("the extra otel is not installed")
+    from tests.trace_collector import attributes_of
+
+    model.play(tool_loop("hello", {"name": "Grace"}))
+    agents.ok("chat", "Helper", "Greet Grace")
+    [newest, *_] = agents.ok("status", "--json", "--flow", "agent-run").json()["executions"]
+    trace = newest["execution_id"].replace("-", "")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(spans := [each for each in traces[1].spans if each.trace_id.hex() == trace]) < 3:
+        assert time.monotonic() < deadline, spans
+        time.sleep(0.1)
+    told = sorted((each.start_time_unix_nano, each.name) for each in spans)
+    assert [name for _, name in told] == ["chat small", "execute_tool hello", "chat small"]
+    assert b"Grace" not in b"".join(each.SerializeToString() for each in spans)
+    used = [attributes_of(each).get("gen_ai.usage.output_tokens", 0) for each in spans]
+    assert sum(map(int, used)) > 0
 
 
 # --- agents -----------------------------------------------------------------------------------------------
