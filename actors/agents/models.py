@@ -6,6 +6,7 @@ rules and environment variables. Any other name goes to the OpenAI-compatible en
 """
 
 import os
+from urllib.request import getproxies
 
 import httpx2
 import msgspec
@@ -117,9 +118,12 @@ class Models:
 
     def _shared_http(self) -> httpx2.AsyncClient:
         if self._http is None:
-            # Taken in turn, a part may be full while another is not: so there is twice the room.
+            # Taken in turn, a part may be full while another is not: so there is twice the room. A proxy of
+            # the environment is only used by a transport of the library's own.
+            most = 2 * self._settings.model_calls_max
             self._http = httpx2.AsyncClient(
-                transport=SpreadTransport(2 * self._settings.model_calls_max, _POOLS),
+                transport=None if getproxies() else SpreadTransport(most, _POOLS),
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
                 timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
                 follow_redirects=True,
             )

@@ -152,3 +152,54 @@ def test_the_offline_model_says_so_in_every_answer(name: str) -> None:
     assert str(output.output).startswith("[offline model] ")
     assert actor.state.cost == 0
     assert actor.state.cost_known
+
+
+def test_an_answer_with_thinking_is_replayed_whole(model_server: ModelServer) -> None:
+    first_answer = Reply(text="Well.", thinking="hm", calls=(ToolUse("add", {"a": 1, "b": 1}, id="one"),))
+    model_server.play(Rule(turns=(first_answer, says("{results}"))))
+    spec, home = AgentSpec(prompt="sum", tools=(TOOL,)), Home()
+    tools = Tools({"add": add})
+    whole, first = run_until_killed(spec, settings_for(model_server), tools, (), 1_000, home)
+    requests = [exchange.body["messages"] for exchange in model_server.journal.exchanges]
+    answered = next(n for n, event in enumerate(whole) if isinstance(event, MessageRecorded))
+    model_server.journal.clear()
+    _, second = run_until_killed(spec, settings_for(model_server), tools, whole[: answered + 2], 1_000, home)
+    assert first is not None
+    assert second is not None
+    assert output_of(second) == output_of(first)
+    assert [exchange.body["messages"] for exchange in model_server.journal.exchanges] == requests[1:]
+
+
+def test_the_offline_model_uses_tools_and_answers_by_schema() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    def look() -> str:
+        return "seen"
+
+    tools = Tools({"look": look})
+    spec = AgentSpec(
+        prompt="hi", tools=(TOOL,), output_schema=schema, reasoning_effort="high", temperature=1.0
+    )
+    _, outcome = run(spec, AgentSettings(model="offline"), tools)
+    output = output_of(outcome)
+    assert list(output.output) == ["n"]
+    assert output.turns == 1
+    assert [name for name, _, _ in tools.calls if name == "look"] == ["look"]
+
+
+def test_another_request_than_the_recorded_one_still_takes_its_answer(
+    model_server: ModelServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an update of the program: what was paid for counts, and the log says that it differs."""
+    model_server.play(two_sums())
+    settings, home = settings_for(model_server), Home()
+    spec = AgentSpec(prompt="sum", tools=(TOOL,))
+    history, first = run_until_killed(spec, settings, Tools({"add": add}), (), 1_000, home)
+    model_server.journal.clear()
+    changed = AgentSpec(prompt="sum", tools=(TOOL,), system="Now with a system prompt.")
+    _, second = run_until_killed(changed, settings, Tools({"add": add}), history, 1_000, home)
+    assert first is not None
+    assert second is not None
+    assert output_of(second).output == output_of(first).output
+    assert model_server.journal.exchanges == []
+    assert capsys.readouterr().out.count("differs from the recorded one") == 1
