@@ -42,7 +42,8 @@ async def stream_run(
 ) -> Response:
     """The response of a streaming POST. ``begin`` starts the run under the id it is given, or refuses."""
     execution_id = ""
-    after = 0
+    # Without a key each request is a new run, and what the client saw last was another's.
+    after = last_event_id(call) if b"idempotency-key" in call.headers else 0
 
     async def serve(reserved: str) -> Response:
         await begin(reserved)
@@ -79,7 +80,6 @@ async def stream_run(
     execution_id = msgspec.json.decode(bytes(started.body))["data"]["executionId"]
     call.execution_id = execution_id
     if "idempotency-replayed" in started.headers:
-        after = last_event_id(call)  # of this run; on a new one it can only be another's
         response.headers["idempotency-replayed"] = "true"
     return response
 

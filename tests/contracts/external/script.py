@@ -1,7 +1,8 @@
 """What the models of these scenarios answer: plans for analyses, words for everything else.
 
 A task says by a word in its content which plan it gets (``[plan:NAME]``) and how its answers come
-(``[hang:GATE]``: not before it is released, ``[midway:GATE]``: after two words, ``[fail]``, ``[say:WORDS]``).
+(``[hang:GATE]``: not before it is released, ``[midway:GATE]``: after two words, ``[fail]``, ``[say:WORDS]``,
+``[call]``: once every tool first).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tests.model_server import Answer, Asked, Fault, Reply
+from tests.model_server import Answer, Asked, Fault, Reply, ToolUse
 from tests.model_server.script import content_text
 
 PLANNER = "You plan how a task is carried out"
@@ -50,6 +51,8 @@ def answer(asked: Asked) -> Answer | None:
     prompt = asked.prompt
     if "[fail]" in prompt:
         return Fault(status=400, message="no such thing")
+    if "[call]" in prompt and asked.turn == 0:
+        return Reply(text="Let me see.", calls=tuple(ToolUse(name, {"text": "hi"}) for name in asked.tools))
     said = re.search(r"\[say:([^\]]*)\]", prompt)
     words = said[1] if said else f"Answered: {' / '.join(_of_user(asked))}"
     return Reply(text=words, **_timing(prompt))

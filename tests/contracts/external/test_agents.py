@@ -136,6 +136,32 @@ def test_an_agent_without_a_plan_answers_by_itself(api: Api) -> None:
     assert [step["action"] for step in api.history(done["taskId"])] == ["answer"]
 
 
+def test_an_agents_tool_calls_are_steps_and_its_words_before_them_no_result(
+    api: Api, server: LiveServer
+) -> None:
+    """Sections 4.3 and 5.7."""
+    tools = [{"kind": "flow", "flow_id": "external-shout"}]
+    agent_id = make_agent(server, "default", name="Calls a flow", tools=tools)
+    given = {"input": "x [call] [say:It said HI.]"}
+    headers = {"idempotency-key": "external-agent-tools"}
+    path = f"/agents/{agent_id}/execute/stream"
+    events = api.events(path, given, headers)
+    steps = [(event.name, event.data["step"]) for event in events if event.name.startswith("step_")]
+    assert steps == [("step_start", 1), ("step_start", 2), ("step_complete", 2), ("step_complete", 1)]
+    [tool] = [event for event in events if event.name == "step_complete" and event.data["step"] == 2]
+    assert "HI" in str(tool.data["result"])
+    chunks = "".join(event.data["chunk"] for event in events if event.name == "final_result_chunk")
+    assert chunks == "It said HI." == events[-1].data["result"]["output"]
+    for place in range(len(events)):
+        resumed = api.events(path, given, {**headers, "last-event-id": str(events[place].id)})
+        assert resumed == events[place + 1 :]
+    history = api.history(events[1].data["taskId"])
+    assert [(step["step"], step["mcp"], step["success"]) for step in history] == [
+        (1, "assistant", True),
+        (2, "tools", True),
+    ]
+
+
 def test_an_execution_past_its_time_is_408_and_failed(api: Api) -> None:
     """Scenario 7."""
     agent_id = api.agent("Takes its time")
