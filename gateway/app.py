@@ -59,6 +59,7 @@ _SHOWN_HEADERS = (
     "Retry-After",
     "Idempotency-Replayed",
     "X-Ability-Request-Id",
+    "X-Total-Count",
     "X-API-Version",
     "RateLimit-Limit",
     "RateLimit-Remaining",

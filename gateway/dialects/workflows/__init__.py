@@ -4,7 +4,7 @@ Start reading at `routes`; `wire` holds the contract's words, `bodies` what requ
 resource, `prompts` how a run comes about, `views` and `stream` how it is shown.
 """
 
-from gateway.dialects.workflows.companions import agents, guardrails, skills
+from gateway.dialects.workflows.companion_routes import agents, guardrails, skills
 from gateway.dialects.workflows.routes import dialect
 from gateway.dialects.workflows.tasks import dialect as tasks
 from gateway.dialects.workflows.webhooks import render_webhook, webhook_of

@@ -8,7 +8,7 @@ fields are ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -93,8 +93,13 @@ class ImportedWorkflow(WorkflowFields):
     model: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues] - required here
 
 
-class ImportWorkflows(_Body):
-    items: Annotated[list[ImportedWorkflow], Field(max_length=ITEMS_MAX)]
+class ItemsBody(_Body, Generic[ModelT]):
+    """A bundle, of which only its items count."""
+
+    items: Annotated[list[ModelT], Field(max_length=ITEMS_MAX)]
+
+
+ImportWorkflows = ItemsBody[ImportedWorkflow]
 
 
 class Prompt(_Body):

@@ -11,10 +11,9 @@ from starlette.responses import Response
 from gateway.call import Call
 from gateway.dialects.workflows.bodies import ImportedWorkflow, ImportWorkflows, parsed
 from gateway.dialects.workflows.documents import exported
-from gateway.dialects.workflows.requests import cause_of
+from gateway.dialects.workflows.requests import cause_of, once
 from gateway.dialects.workflows.wire import AGENT, WORKFLOW, ImportOutcome, answer, iso
 from gateway.dialects.workflows.workflows import OUTPUT_FORMATS, checked_document, found
-from gateway.idempotency import request_digest
 from gateway.registry import Resource
 from runtime.errors import AlreadyExists
 
@@ -40,13 +39,12 @@ def _bundle(call: Call, kept: list[Resource]) -> Response:
 
 async def import_all(call: Call) -> Response:
     body = await call.body()
-    digest = request_digest(body) if b"idempotency-key" in call.headers else ""
 
     async def serve(import_id: str) -> Response:
         items = parsed(call, body, ImportWorkflows).items
         return answer(await _imported(call, import_id, items), 201)
 
-    return await call.gateway.idempotency.once(call, digest, serve)
+    return await once(call, body, serve)
 
 
 async def _imported(call: Call, import_id: str, items: list[ImportedWorkflow]) -> ImportOutcome:

@@ -1,4 +1,4 @@
-"""The companion paths `/api/agents`, `/api/skills`, `/api/guardrails` (contract 3.13): one CRUD, three kinds.
+"""What the companion paths do (contract 3.13): one create, list, get, update, delete for three kinds.
 
 Agents are those of every other contract that knows agents; fields of theirs stay untouched by a change here.
 """
@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from gateway.agent_documents import MCP_SERVER
 from gateway.call import Call
-from gateway.dialects.workflows import docs
 from gateway.dialects.workflows.bodies import checked, parsed
 from gateway.dialects.workflows.companion_bodies import (
     CreateAgent,
@@ -34,15 +33,11 @@ from gateway.dialects.workflows.wire import (
     GuardrailObject,
     SkillObject,
     answer,
-    envelope,
     iso,
     no_content,
 )
 from gateway.envelopes import Problem
-from gateway.keys import READ, RUN
 from gateway.registry import Resource as Kept
-from gateway.routes import Dialect, Operation, Resource
-from gateway.settings import Settings
 from runtime.errors import NotFound
 
 
@@ -66,8 +61,9 @@ GUARDRAILS = Companion(GUARDRAIL, CreateGuardrail, UpdateGuardrail, GuardrailObj
 
 def shown(companion: Companion, kept: Kept) -> Any:
     """The object a client gets. Fields that another contract left out have their defaults."""
+    given = {name: value for name, value in kept.document.items() if value is not None}
     fields: dict[str, Any] = {
-        **kept.document,
+        **given,
         "id": kept.resource_id,
         "created_at": iso(kept.created_at),
         "updated_at": iso(kept.updated_at),
@@ -78,8 +74,15 @@ def shown(companion: Companion, kept: Kept) -> Any:
 _DERIVED = frozenset({"tools", "rules"})
 """Fields that aren't shown here: what runs are put together from (``gateway.agent_documents``)."""
 
+_SOURCES: Mapping[str, frozenset[str]] = {
+    AGENT: frozenset({"tool_definitions", "mcp_server_ids", "mcp_server_tags"}),
+    SKILL: frozenset(),
+    GUARDRAIL: frozenset({"name", "guardrail_type", "prompt_config", "request_config", "output_config"}),
+}
+"""Fields they follow from; a change of others leaves alone what another contract put there."""
 
-async def _kept(call: Call, body: BaseModel) -> dict[str, Any]:
+
+async def document_of(call: Call, body: BaseModel) -> dict[str, Any]:
     """The document of a whole body."""
     fields = body.model_dump(mode="json")
     match body:
@@ -108,7 +111,7 @@ async def _servers(call: Call, ids: Sequence[str], tags: Sequence[str]) -> list[
     return names
 
 
-def _fields_of(kept: Kept, companion: Companion) -> dict[str, Any]:
+def create_fields(kept: Kept, companion: Companion) -> dict[str, Any]:
     """The document's fields that the body of a create has too."""
     names = companion.create.model_fields
     return {name: value for name, value in kept.document.items() if name in names}
@@ -122,16 +125,16 @@ async def found(call: Call, companion: Companion) -> Kept:
     return kept
 
 
-async def _create(call: Call, companion: Companion) -> Response:
+async def create(call: Call, companion: Companion) -> Response:
     body = await call.body()
 
     async def document() -> Mapping[str, Any]:
-        return await _kept(call, parsed(call, body, companion.create))
+        return await document_of(call, parsed(call, body, companion.create))
 
     return await created_once(call, body, companion.kind, document, lambda kept: shown(companion, kept))
 
 
-async def _list(call: Call, companion: Companion) -> Response:
+async def list_all(call: Call, companion: Companion) -> Response:
     limit, offset = page_of(call)
     tag = call.query("tag")
     kept, total = await call.gateway.registry.listing(
@@ -140,20 +143,22 @@ async def _list(call: Call, companion: Companion) -> Response:
     return answer([shown(companion, each) for each in kept], headers={"x-total-count": str(total)})
 
 
-async def _get(call: Call, companion: Companion) -> Response:
+async def get(call: Call, companion: Companion) -> Response:
     return answer(shown(companion, await found(call, companion)))
 
 
-async def _update(call: Call, companion: Companion) -> Response:
+async def update(call: Call, companion: Companion) -> Response:
     kept = await found(call, companion)
     given = parsed(call, await call.body(), companion.update)
     changes = given.model_dump(mode="json", include=given.model_fields_set)
-    # What follows from several fields is made anew from what was there and what is new.
-    whole = checked({**_fields_of(kept, companion), **changes}, companion.create)
-    derived = {name: value for name, value in (await _kept(call, whole)).items() if name in _DERIVED}
+    if changes.keys() & _SOURCES[companion.kind]:
+        # What follows from several fields is made anew from what was there and what is new.
+        whole = checked({**create_fields(kept, companion), **changes}, companion.create)
+        kept_whole = await document_of(call, whole)
+        changes |= {name: value for name, value in kept_whole.items() if name in _DERIVED}
 
     def decide(_: Kept) -> Mapping[str, Any]:
-        return {**changes, **derived}
+        return changes
 
     try:
         changed = await call.gateway.registry.change(
@@ -164,7 +169,7 @@ async def _update(call: Call, companion: Companion) -> Response:
     return answer(shown(companion, changed))
 
 
-async def _delete(call: Call, companion: Companion) -> Response:
+async def delete(call: Call, companion: Companion) -> Response:
     kept = await found(call, companion)
     try:
         await call.gateway.registry.delete(
@@ -173,55 +178,3 @@ async def _delete(call: Call, companion: Companion) -> Response:
     except NotFound:
         raise Problem(f"{companion.kind}_not_found") from None
     return no_content()
-
-
-def _dialect(companion: Companion) -> Dialect:
-    async def create(call: Call) -> Response:
-        return await _create(call, companion)
-
-    async def list_all(call: Call) -> Response:
-        return await _list(call, companion)
-
-    async def get(call: Call) -> Response:
-        return await _get(call, companion)
-
-    async def update(call: Call) -> Response:
-        return await _update(call, companion)
-
-    async def delete(call: Call) -> Response:
-        return await _delete(call, companion)
-
-    told = docs.companion(companion.kind, companion.create, companion.update, companion.shown)
-    return Dialect(
-        f"{companion.kind}s",
-        envelope(companion.prefix),
-        (
-            Resource(
-                companion.prefix,
-                {
-                    "POST": Operation(handler=create, scope=RUN, doc=told["create"]),
-                    "GET": Operation(handler=list_all, scope=READ, doc=told["list"]),
-                },
-            ),
-            Resource(
-                f"{companion.prefix}/{{resource_id}}",
-                {
-                    "GET": Operation(handler=get, scope=READ, doc=told["get"]),
-                    "PUT": Operation(handler=update, scope=RUN, doc=told["update"]),
-                    "DELETE": Operation(handler=delete, scope=RUN, doc=told["delete"]),
-                },
-            ),
-        ),
-    )
-
-
-def agents(settings: Settings) -> Dialect:
-    return _dialect(AGENTS)
-
-
-def skills(settings: Settings) -> Dialect:
-    return _dialect(SKILLS)
-
-
-def guardrails(settings: Settings) -> Dialect:
-    return _dialect(GUARDRAILS)

@@ -211,7 +211,7 @@ STOP = Doc(
 def companion(
     kind: str, create: type[BaseModel], update: type[BaseModel], shown: type[msgspec.Struct]
 ) -> Mapping[str, Doc]:
-    """By operation: create, list, get, update, delete."""
+    """By operation."""
     unknown = {404: {"description": f"The {kind} is unknown"}}
     one = {200: {"description": f"The {kind}", "model": shown}, **unknown}
     return {
@@ -230,6 +230,14 @@ def companion(
             answers={200: {"description": "An array"}},
         ),
         "get": Doc(summary=f"A {kind}", answers=one),
+        "export_all": Doc(summary=f"Export all {kind}s", answers=_BUNDLE),
+        "export": Doc(summary=f"Export a {kind}", answers={**_BUNDLE, **unknown}),
+        "import": Doc(
+            summary=f"Import {kind}s",
+            parameters=(_IDEMPOTENCY,),
+            request={"required": True, "content": {_JSON: {"schema": {"type": "object"}}}},
+            answers={201: {"description": "What was made", "model": ImportOutcome}, **_INVALID},
+        ),
         "update": Doc(
             summary=f"Change keys of a {kind}", request=_request(update), answers={**one, **_INVALID}
         ),

@@ -11,6 +11,7 @@ by its Idempotency-Key has the same id, finds its own claim and goes on.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -24,13 +25,12 @@ from gateway.dialects.workflows.bodies import Prompt, parsed
 from gateway.dialects.workflows.documents import document_of, subject_of
 from gateway.dialects.workflows.halts import halt_row, halted
 from gateway.dialects.workflows.input_rules import check_input
-from gateway.dialects.workflows.requests import cause_of
+from gateway.dialects.workflows.requests import cause_of, once
 from gateway.dialects.workflows.tickets import installation_tickets
 from gateway.dialects.workflows.webhooks import both_urls
 from gateway.dialects.workflows.wire import AGENT, SOURCE, WORKFLOW, PromptObject, answer, is_unfinished
 from gateway.dialects.workflows.workflows import changed, found
 from gateway.envelopes import Problem
-from gateway.idempotency import request_digest
 from gateway.registry import Resource
 from projections import execution_summary
 from runtime.agent_spec import AgentSpec
@@ -44,23 +44,23 @@ CLAIM_SECONDS = 15
 async def prompt(call: Call) -> Response:
     kept = await found(call)
     body = await call.body()
-    digest = request_digest(body) if b"idempotency-key" in call.headers else ""
 
     async def serve(execution_id: str) -> Response:
         given = parsed(call, body, Prompt)
         if not given.prompt and given.request is None:
             raise Problem("bad_value", "Either 'prompt' or 'request' must be provided.")
-        _check_state(call, kept, execution_id)
+        await asyncio.to_thread(_check_state, call, kept, execution_id)
         spec, agent_id = await _spec(call, kept, given)
         claimed = await _claim(call, kept, execution_id)
         await _start(call, claimed, spec, agent_id, execution_id)
         return await _accepted(call, claimed, execution_id)
 
-    return await call.gateway.idempotency.once(call, digest, serve)
+    return await once(call, body, serve)
 
 
 async def halt(call: Call) -> Response:
-    return await halted(call, await found(call))
+    kept = await found(call)
+    return await once(call, b"", lambda _: halted(call, kept))
 
 
 # --- what is run ----------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ async def _spec(call: Call, kept: Resource, given: Prompt) -> tuple[AgentSpec, s
 
 
 def _check_state(call: Call, kept: Resource, execution_id: str) -> None:
-    """Raises: Problem bad_state. Blocks for a moment on the store, so it runs in a thread when it decides."""
+    """Raises: Problem bad_state. Blocks."""
     document = document_of(kept)
     if document.status == "inactive":
         raise Problem("bad_state", "Workflow is inactive")

@@ -52,6 +52,15 @@ def _out_of_bounds(name: str, kind: str, message: str, text: str) -> Problem:
     return Problem("invalid_input", details=[detail])
 
 
+async def once(call: Call, body: bytes, serve: Callable[[str], Awaitable[Response]]) -> Response:
+    """The answer of ``serve``; with an Idempotency-Key (gateway rule G6) the one that was given before.
+
+    ``serve`` gets an id for what it makes, the same one when it has to be asked again.
+    """
+    digest = request_digest(body) if b"idempotency-key" in call.headers else ""
+    return await call.gateway.idempotency.once(call, digest, serve)
+
+
 async def created_once(
     call: Call,
     body: bytes,
@@ -59,12 +68,11 @@ async def created_once(
     document: Callable[[], Awaitable[Mapping[str, Any]]],
     shown: Callable[[Resource], Any],
 ) -> Response:
-    """201 with the new resource; with an Idempotency-Key (gateway rule G6) the same one again.
+    """201 with the new resource; with an Idempotency-Key the same one again.
 
     ``document`` checks the request and gives what is kept; it is asked only when the request is a new one.
     """
     gateway = call.gateway
-    digest = request_digest(body) if b"idempotency-key" in call.headers else ""
 
     async def serve(resource_id: str) -> Response:
         given = await document()
@@ -78,4 +86,4 @@ async def created_once(
             kept = before
         return answer(shown(kept), 201)
 
-    return await gateway.idempotency.once(call, digest, serve)
+    return await once(call, body, serve)

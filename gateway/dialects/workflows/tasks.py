@@ -11,7 +11,7 @@ from gateway.call import Call
 from gateway.dialects.workflows import docs
 from gateway.dialects.workflows.documents import subject_of, workflow_id_of
 from gateway.dialects.workflows.halts import halt_row
-from gateway.dialects.workflows.requests import page_of
+from gateway.dialects.workflows.requests import once, page_of
 from gateway.dialects.workflows.views import Views, progress_object
 from gateway.dialects.workflows.wire import SOURCE, WORKFLOW, ProgressObject, answer, envelope
 from gateway.dialects.workflows.workflows import found
@@ -83,10 +83,14 @@ async def progress(call: Call) -> Response:
 
 async def stop(call: Call) -> Response:
     row = await _visible(call)
-    if not await halt_row(call, row):
-        raise Problem("bad_state", "No running task to halt")
-    body: dict[str, Any] = {"status": "halt_requested", "workflow_id": workflow_id_of(row.subject)}
-    return answer(body, 202)
+
+    async def serve(_: str) -> Response:
+        if not await halt_row(call, row):
+            raise Problem("bad_state", "No running task to halt")
+        body: dict[str, Any] = {"status": "halt_requested", "workflow_id": workflow_id_of(row.subject)}
+        return answer(body, 202)
+
+    return await once(call, b"", serve)
 
 
 def dialect(settings: Settings) -> Dialect:

@@ -236,7 +236,7 @@ class GuardrailObject(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
     description: str = ""
-    guardrail_type: str
+    guardrail_type: str = "prompt"
     tags: list[str] = []
     enabled: bool = True
     prompt_config: dict[str, Any] | None = None

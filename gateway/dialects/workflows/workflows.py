@@ -18,7 +18,7 @@ from gateway.dialects.workflows.bodies import (
 )
 from gateway.dialects.workflows.documents import subject_of
 from gateway.dialects.workflows.halts import halt_latest
-from gateway.dialects.workflows.requests import cause_of, created_once, page_of
+from gateway.dialects.workflows.requests import cause_of, created_once, once, page_of
 from gateway.dialects.workflows.views import Views, workflow_object
 from gateway.dialects.workflows.wire import AGENT, SKILL, WORKFLOW, answer, no_content
 from gateway.envelopes import Problem
@@ -185,7 +185,10 @@ async def install_skill(call: Call) -> Response:
             raise Problem("bad_value", f"a workflow has at most {SKILLS_MAX} skills")
         return {"skill_ids": [*installed, skill_id]}
 
-    return await _shown(call, await changed(call, kept.resource_id, decide))
+    async def serve(_: str) -> Response:
+        return await _shown(call, await changed(call, kept.resource_id, decide))
+
+    return await once(call, b"", serve)
 
 
 async def remove_skill(call: Call) -> Response:

@@ -95,3 +95,28 @@ def test_health_needs_no_key(server: LiveServer) -> None:
     health = httpx.get(f"{server.url}/health")
     assert health.status_code == 200
     assert health.json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_companions_bundle_comes_back_as_it_went(server: LiveServer, kind: str) -> None:
+    with server.client(server.make_key("run", "read", tenant=f"workflows-{kind}")) as client:
+        api = Api(client)
+        path = f"/api/{kind}"
+        old = api.call("POST", path, 201, json=BODIES[kind])["id"]
+        bundle = api.call("GET", f"{path}/export", 200)
+        assert bundle["resource_type"] == kind.removesuffix("s")
+        [new] = api.call("POST", f"{path}/import", 201, json=bundle)["ids"]
+        assert new != old
+        assert api.call("GET", f"{path}/{new}/export", 200)["items"] == bundle["items"]
+        [detail] = api.call("POST", f"{path}/import", 422, json={"items": [{}]})["detail"][:1]
+        assert (detail["type"], detail["loc"]) == ("missing", ["body", "items", 0, "name"])
+
+
+def test_a_change_leaves_alone_what_other_contracts_put_there(api: Api) -> None:
+    """3.13: agents share one registry."""
+    tool = {"kind": "http", "name": "look", "url": "https://example.com/{id}"}
+    agent_id = api.agent(tool_definitions=[tool])
+    changed = api.call("PUT", f"/api/agents/{agent_id}", 200, json={"name": "renamed", "model": None})
+    assert (changed["name"], changed["tool_definitions"]) == ("renamed", [tool])
+    replaced = api.call("PUT", f"/api/agents/{agent_id}", 200, json={"tool_definitions": []})
+    assert replaced["tool_definitions"] == []

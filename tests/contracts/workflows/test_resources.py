@@ -298,3 +298,14 @@ def test_a_repeated_create_makes_one_workflow(api: Api, client: httpx.Client) ->
     headers = {"idempotency-key": "import-once"}
     imported = [client.post("/api/workflows/import", json=bundle, headers=headers).json() for _ in range(2)]
     assert imported[0] == imported[1]
+
+
+def test_a_repeated_install_is_answered_as_before(api: Api, client: httpx.Client) -> None:
+    """G6: any POST."""
+    workflow_id, skill_id = api.workflow(), api.skill()
+    path, headers = f"/api/workflows/{workflow_id}/skills/{skill_id}", {"idempotency-key": "install"}
+    first = client.post(path, headers=headers)
+    again = client.post(path, headers=headers)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.content == first.content
+    assert client.post(path).status_code == 409
