@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 from gateway.dialects.external import analysis, chat, runs
+from gateway.dialects.external.records import CONVERSATION
+from gateway.registry import Resource
+from runtime.administration import Cause
 from runtime.commands import TimeOut
 from runtime.errors import Overloaded
+from runtime.events import Json
+from runtime.ids import SECOND
 from tests.gateway.running_app import Running, running
 
 PREFIX = "/api/external"
@@ -73,6 +78,38 @@ def test_a_turn_waits_for_the_one_before_and_then_is_refused(monkeypatch: pytest
             await app.host.send(turn_id, TimeOut(at=app.gateway.clock()))
             ended = await first
             assert (ended.status_code, ended.json()["error"]) == (408, "REQUEST_TIMEOUT")
+
+    asyncio.run(story())
+
+
+def test_a_turn_of_another_gateway_holds_the_conversation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 4.5: by its claim; one whose run never came holds it no longer than `runs.CLAIM_SECONDS`."""
+
+    async def story() -> None:
+        async with running() as app:
+            agent_id = await an_agent(app)
+            url = f"{PREFIX}/agents/{agent_id}/chat"
+            first = asyncio.create_task(app.client.post(url, json={"message": "one"}))
+            conversation_id = await until_started(app, 1)
+            await app.host.send(conversation_id, TimeOut(at=app.gateway.clock()))
+            await first
+
+            async def claim(at: int) -> None:
+                def decide(_: Resource) -> dict[str, Json]:
+                    return {"latest_run": "of-another-gateway", "claimed_at": at}
+
+                cause = Cause(at=app.gateway.clock())
+                await app.gateway.registry.change("default", CONVERSATION, conversation_id, decide, cause)
+
+            monkeypatch.setattr(chat, "WAIT_SECONDS", 0.1)
+            body = {"message": "two", "conversationId": conversation_id}
+            await claim(app.gateway.clock())
+            refused = await app.client.post(url, json=body)
+            assert (refused.status_code, refused.json()["error"]) == (409, "CONVERSATION_BUSY")
+            await claim(app.gateway.clock() - runs.CLAIM_SECONDS * SECOND)
+            second = asyncio.create_task(app.client.post(url, json=body))
+            await app.host.send(await until_started(app, 2), TimeOut(at=app.gateway.clock()))
+            assert (await second).status_code == 408
 
     asyncio.run(story())
 
