@@ -25,7 +25,7 @@ KIND = "mcp_server"
 SERVERS_MAX = 500
 """MCP servers of one tenant; one more is refused."""
 
-_PLACEHOLDER = re.compile(r"\$?\{secret:([^{}]{1,200})\}")
+_PLACEHOLDER = re.compile(r"\{secret:([^{}]{1,200})\}")
 
 
 class McpServerEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ class FlowTool(_Tool, frozen=True, kw_only=True, tag="flow"):
 class HttpTool(_Tool, frozen=True, kw_only=True, tag="http"):
     """``url`` may hold ``{argument}``; what no place in it names goes to the query (GET) or the JSON body.
 
-    ``headers`` may hold ``${secret:NAME}``. ``schema``: JSON Schema of the arguments.
+    ``headers`` may hold ``{secret:NAME}``. ``schema``: JSON Schema of the arguments.
     """
 
     name: str
@@ -72,7 +72,7 @@ class HttpTool(_Tool, frozen=True, kw_only=True, tag="http"):
 class McpServer(_Tool, frozen=True, kw_only=True, tag="mcp"):
     """An MCP server, by ``command`` (stdio) or by ``url`` (streamable HTTP).
 
-    ``allow``: the tools that may be used; empty = all. ``env`` and ``headers`` may hold ``${secret:NAME}``.
+    ``allow``: the tools that may be used; empty = all. ``env`` and ``headers`` may hold ``{secret:NAME}``.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The secrets of one run: looked up by name at the moment of a call, and kept in no record.
 
-In headers and environments, ``{secret:NAME}`` (or ``${secret:NAME}``) stands for a value. ``NAME`` is first
+In headers and environments, ``{secret:NAME}`` stands for a value. ``NAME`` is first
 looked for among the run's ``secrets`` (environment name to secret name: a workflow's
 ``credential_overrides``), then it is the secret's own name. Every value that was looked up is told to the
 run's ``Redactor``.
@@ -15,7 +15,7 @@ from actors.agents.tools.interface import ToolsUnavailable
 from actors.agents.tools.redaction import Redactor
 from runtime.errors import DomainError, NotFound
 
-_PLACEHOLDER = re.compile(r"\$?\{secret:([^{}]{1,200})\}")
+_PLACEHOLDER = re.compile(r"\{secret:([^{}]{1,200})\}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 
 
