@@ -136,9 +136,9 @@ async def _start(call: Call, claimed: Resource, spec: AgentSpec, agent_id: str, 
             callback_url=both_urls(document.webhook_url, document.error_webhook_url),
             agent_id=agent_id,
         )
-    except BaseException as error:
-        # After Unavailable the execution may exist all the same: then the claim has to stay, and lapses
-        # by itself if it doesn't.
+    except Exception as error:
+        # After Unavailable (or when this request is cancelled) the execution may exist all the same: then the
+        # claim has to stay, and lapses by itself if it doesn't.
         if isinstance(error, Overloaded) or not isinstance(error, Unavailable):
             await _give_back(call, claimed.resource_id, execution_id)
         raise

@@ -18,7 +18,7 @@ from runtime.ids import SECOND, Micros
 from tests.contracts.live_server import LiveServer
 from tests.contracts.workflows.agent_tools import ROWS
 from tests.contracts.workflows.wire import STREAM_SECONDS, Api, Heard
-from tests.model_server import ModelServer, Reply, Rule, ToolUse, says, tool_loop
+from tests.model_server import ModelServer, Reply, Rule, ToolUse, fails, says, tool_loop
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.ray]
 
@@ -245,3 +245,26 @@ def test_an_event_source_follows_without_headers(
     assert (heard[0].data["status"], heard[1].log) == ("running", "prompt_received")
     assert [frame.is_end for frame in heard] == [False] * (len(heard) - 1) + [True]
     assert deltas(heard) == "one two three four"
+
+
+def test_an_answer_that_broke_off_is_begun_anew_and_says_so(api: Api, model_server: ModelServer) -> None:
+    """Section 3.8: the pieces since the last `retrying` make up the message."""
+    broken = says("one two three four", deltas=4, cut_after=2)
+    model_server.play(Rule(turns=((broken, says("five six")),)))
+    workflow_id = api.workflow()
+    with api.stream(workflow_id) as frames:
+        api.prompt(workflow_id)
+        heard = list(itertools.takewhile(lambda frame: not frame.is_end, frames))
+    again = max(number for number, frame in enumerate(heard) if frame.log == "retrying")
+    assert deltas(heard[again:]) == "five six"
+    [message] = [frame.data["content"] for frame in heard if frame.type == "message"]
+    assert message == "five six"
+
+
+def test_a_limit_of_the_provider_is_told(api: Api, model_server: ModelServer) -> None:
+    """Section 3.8: the log's event `rate_limited`."""
+    model_server.play(Rule(turns=(fails(429, retry_after=0.1, then=says("now")),)))
+    workflow_id = api.workflow()
+    task = api.run(workflow_id)
+    assert task["status"] == "completed"
+    assert [each["event"] for each in task["logs"]].count("rate_limited") == 1
