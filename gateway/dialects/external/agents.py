@@ -13,6 +13,7 @@ from gateway.dialects.external.plans import publish_plan
 from gateway.dialects.external.records import (
     TASK,
     cause_of,
+    known,
     plan_fields,
     shown_agent,
     shown_agent_details,
@@ -68,9 +69,9 @@ async def visible_agent(call: Call) -> Resource:
 
 
 async def _own_or_public(call: Call, agent_id: str) -> Resource | None:
-    registry = call.gateway.registry
-    own = await registry.get(call.caller.tenant, AGENT, agent_id)
-    return own or await registry.get_shared(AGENT, agent_id)
+    if not agent_id.isprintable():
+        return None
+    return await known(call, AGENT, agent_id) or await call.gateway.registry.get_shared(AGENT, agent_id)
 
 
 async def _usage(call: Call, agents: Sequence[Resource]) -> dict[str, int]:
@@ -98,7 +99,7 @@ async def create_agent(call: Call) -> Response:
 async def _agent_of_task(call: Call, agent_id: str, task_id: str, name: str, description: str) -> Resource:
     """Copies the task's plan. Raises: Problem task_not_found, task_not_completed, agent_name_exists."""
     registry, tenant = call.gateway.registry, call.caller.tenant
-    resource = await registry.get(tenant, TASK, task_id)
+    resource = await known(call, TASK, task_id)
     if resource is None:
         raise Problem("task_not_found")
     shown = await shown_task(call.gateway, resource)
@@ -127,10 +128,10 @@ async def _agent_of_task(call: Call, agent_id: str, task_id: str, name: str, des
     try:
         return await registry.create(tenant, AGENT, document, cause_of(call), agent_id)
     except AlreadyExists:
-        known = await registry.get(tenant, AGENT, agent_id)
-        if known is None:
+        made = await registry.get(tenant, AGENT, agent_id)
+        if made is None:
             raise
-        return known
+        return made
     except BaseException:
         await registry.release_name(tenant, AGENT, name, agent_id)
         raise

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from gateway.dialects.external.agents import visible_agent
 from gateway.dialects.external.answering import chatting_spec
 from gateway.dialects.external.plans import require_authentication
-from gateway.dialects.external.records import CONVERSATION, ConversationDocument, agent_plan, cause_of
+from gateway.dialects.external.records import CONVERSATION, ConversationDocument, agent_plan, cause_of, known
 from gateway.dialects.external.runs import claim, end_of, refused, unclaim
 from gateway.dialects.external.wire import AGENT_RUN, SOURCE, TEXT_MAX, fields_of, iso, success
 from gateway.envelopes import Problem
@@ -153,7 +153,7 @@ async def _conversation(call: Call, agent: Resource, conversation_id: str, turn_
             return await registry.create(tenant, CONVERSATION, document, cause_of(call), turn_id)
         except AlreadyExists:
             conversation_id = turn_id  # the request is repeated by its Idempotency-Key
-    found = await registry.get(tenant, CONVERSATION, conversation_id)
+    found = await known(call, CONVERSATION, conversation_id)
     if found is None or found.document.get("parent") != agent.resource_id:
         raise Problem("conversation_not_found")
     return found

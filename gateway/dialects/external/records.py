@@ -20,6 +20,7 @@ from projections import execution_summary
 from projections.execution_summary import ExecutionRow
 from runtime.administration import Cause
 from runtime.events import BlobRef, Json
+from runtime.resources import ID_CHARS_MAX
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -85,6 +86,13 @@ def cause_of(call: Call) -> Cause:
         cause=call.correlation_id,
         corr=call.given_correlation_id,
     )
+
+
+async def known(call: Call, kind: str, resource_id: str) -> Resource | None:
+    """The caller's resource of that id; ids are opaque, and one that can't be one names nothing."""
+    if not 1 <= len(resource_id) <= ID_CHARS_MAX or not resource_id.isprintable():
+        return None
+    return await call.gateway.registry.get(call.caller.tenant, kind, resource_id)
 
 
 # --- shown ----------------------------------------------------------------------------------------------

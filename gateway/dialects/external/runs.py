@@ -55,7 +55,7 @@ def shown_id(task_type: str, execution_id: str) -> str:
 def execution_id_of(shown: str) -> str:
     """``""`` for what can't be an id of this contract."""
     for prefix in (AGENT_RUN, TASK_RUN):
-        if shown.startswith(prefix):
+        if shown.startswith(prefix) and shown.isprintable():
             return shown.removeprefix(prefix)
     return ""
 

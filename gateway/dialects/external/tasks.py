@@ -12,6 +12,7 @@ from gateway.dialects.external.records import (
     TASK,
     TaskDocument,
     cause_of,
+    known,
     shown_task,
     shown_tasks,
 )
@@ -72,7 +73,7 @@ async def create_task(call: Call) -> Response:
 
 async def visible_task(call: Call) -> Resource:
     """The task named by the path. Raises: Problem task_not_found, also for another tenant's."""
-    resource = await call.gateway.registry.get(call.caller.tenant, TASK, call.path["task_id"])
+    resource = await known(call, TASK, call.path["task_id"])
     if resource is None:
         raise Problem("task_not_found")
     return resource

@@ -48,6 +48,8 @@ def test_a_foreign_conversation_is_like_an_unknown_one(api: Api, their_api: Api,
         api.post(f"/agents/{agent_id}/chat", {"message": "x", "conversationId": UNKNOWN}),
         their_api.post(f"/agents/{theirs}/chat", {"message": "x", "conversationId": known}),
     ]
+    strange = {"message": "x", "conversationId": "a\u0000b"}
+    answers.append(api.post(f"/agents/{agent_id}/chat", strange))
     assert len({answer.content for answer in answers}) == 1
     refusal(answers[0], 404, "NOT_FOUND")
     for wrong in ({"message": ""}, {"message": " "}, {}, {"message": "x" * 32_769}, {"message": 1}):

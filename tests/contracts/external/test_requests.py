@@ -94,7 +94,7 @@ def test_another_tenants_task_is_like_an_unknown_one(api: Api, their_api: Api) -
     for method, tail in (("GET", ""), ("POST", "/analyze"), ("POST", "/execute"), ("GET", "/executions")):
         answers = [
             their_api.client.request(method, f"{PREFIX}/tasks/{identity}{tail}")
-            for identity in (task_id, UNKNOWN, "no-id-at-all")
+            for identity in (task_id, UNKNOWN, "no-id-at-all", "a%00b", "x" * 300)
         ]
         assert len({answer.content for answer in answers}) == 1
         refusal(answers[0], 404, "NOT_FOUND")
