@@ -108,6 +108,19 @@ def test_public_agents_are_seen_and_executed_by_all(api: Api, their_api: Api, se
     assert hidden.content == unknown.content
 
 
+def test_parameters_reach_the_flow_as_named_inputs(api: Api, server: LiveServer) -> None:
+    """Section 4.2."""
+    given = {"text": "${inputs.lang} ${inputs.parameters.format} ${inputs.input}"}
+    plan = {
+        "mcps": [{"name": "flows"}],
+        "workflow": [{"step": 1, "mcp": "flows", "action": "external-shout", "input": given}],
+    }
+    agent_id = make_agent(server, "default", name="Reads parameters", plan=plan)
+    body = {"input": "now", "parameters": {"lang": "en", "format": "pdf", "input": "never this"}}
+    done = api.data(api.post(f"/agents/{agent_id}/execute", body))
+    assert [step["result"] for step in api.history(done["taskId"])] == ["EN PDF NOW"]
+
+
 def make_agent(server: LiveServer, tenant: str, **document: Any) -> str:
     """An agent with fields that no path of a contract sets."""
 
