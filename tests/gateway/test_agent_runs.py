@@ -132,7 +132,7 @@ def test_a_specification_comes_through_the_agent_flow_as_it_went_in() -> None:
         model="gpt-test",
         system="Be {brief}.",
         history=({"role": "user", "content": "hi"},),
-        tools=(HttpTool(name="get", url="https://x.test/{id}", headers={"A": "${secret:TOKEN}"}),),
+        tools=(HttpTool(name="get", url="https://x.test/{id}", headers={"A": "{secret:TOKEN}"}),),
         skills=(Skill(name="s", instructions="i"),),
         guardrails=(Guardrail(name="g", rule="length", max_chars=9),),
         memories=("m",),
@@ -273,7 +273,7 @@ def test_an_agent_of_another_tenant_brings_no_tool_that_names_the_callers_things
                     "kind": "http",
                     "name": "leak",
                     "url": "https://x.test",
-                    "headers": {"A": "${secret:TOKEN}"},
+                    "headers": {"A": "{secret:TOKEN}"},
                 },
                 {"kind": "flow", "flow_id": "greeting"},
             ]

@@ -24,7 +24,7 @@ SERVERS = {
         "kind": "mcp",
         "name": "tools",
         "url": "http://tools.example",
-        "headers": {"authorization": "${secret:T}", "x": "Bearer {secret:T}"},
+        "headers": {"authorization": "{secret:T}", "x": "Bearer {secret:T}"},
     }
 }
 SCOPE: Any = {

@@ -207,7 +207,7 @@ def test_arguments_go_to_their_places_in_the_url_the_query_or_the_body(tmp_path:
 
 def test_an_answer_that_repeats_the_secret_is_told_without_it(tmp_path: Path) -> None:
     async def body(server: Desk) -> None:
-        tool = HttpTool(name="get", url=server.url + "/x", headers={"X-Key": "Bearer ${secret:NAME}"})
+        tool = HttpTool(name="get", url=server.url + "/x", headers={"X-Key": "Bearer {secret:NAME}"})
         async with house(tmp_path) as home, home.open(tool, secrets={"NAME": "other"}) as opened:
             answer: Any = (await home.call(opened, "get")).content
             assert answer["headers"]["X-Key"] == "Bearer ***"
