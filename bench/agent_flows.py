@@ -2,11 +2,14 @@
 
 from typing import Any
 
-RUN_SECONDS = 2.0
-"""How long the model takes over both answers of a run: the least a run can take."""
+ANSWERS = 2
+ANSWER_SECONDS = 2.0
+ANSWER_DELTAS = 20
 
-DELTAS = 20
-"""Of both answers together."""
+RUN_SECONDS = ANSWERS * ANSWER_SECONDS
+"""How long the model takes over the answers of a run: the least a run can take."""
+
+DELTAS = ANSWERS * ANSWER_DELTAS
 
 SENT = "{sent_ns} "
 """A delta is the moment of its sending, so that whoever gets it knows how long it was on its way."""
@@ -20,9 +23,8 @@ AGENT_RUN: dict[str, Any] = {
 }
 
 
-def _half(**more: Any) -> dict[str, Any]:
-    pieces = [SENT] * (DELTAS // 2)
-    return {"type": "reply", "pieces": pieces, "over_seconds": RUN_SECONDS / 2, **more}
+def _answer(**more: Any) -> dict[str, Any]:
+    return {"type": "reply", "pieces": [SENT] * ANSWER_DELTAS, "over_seconds": ANSWER_SECONDS, **more}
 
 
 _CALL = {"name": "pass_on", "arguments": {"value": "x"}}
@@ -32,6 +34,6 @@ QUICK = "quick"
 
 SCRIPT: list[dict[str, Any]] = [
     {"prompt": QUICK, "turns": [{"type": "reply", "text": "An answer of five words."}]},
-    {"turns": [_half(calls=[_CALL]), _half()]},
+    {"turns": [_answer(calls=[_CALL]), _answer()]},
 ]
-"""Half of the deltas and the tool call in the first answer, the other half in the second."""
+"""The first answer ends with the tool call, the second ends the run."""

@@ -78,7 +78,7 @@ async def _runs(installed: Installation, name: str, what: str, flow: str) -> lis
             wall_seconds=done.wall_seconds,
             cpu_seconds=cpu.by_role,
             ideal_seconds=RUN_SECONDS,
-            the_model="two answers of 10 deltas in 1 s each, a tool call between them",
+            the_model="two answers of 20 deltas in 2 s each, a tool call between them",
             ended=done.ended,
             run_seconds_p50=round(percentile(done.run_seconds, 0.5), 3),
             accept_ms_p50=round(percentile(done.accept_ms, 0.5), 1),
