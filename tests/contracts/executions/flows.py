@@ -70,4 +70,7 @@ HELD = flow(
     },
 )
 
-ALL = (GREETING, STRICT, CHAIN, FLAKY, BROKEN, LATE, ENDLESS, PAUSE, BULKY, HELD)
+TALK = flow("talk", {"id": "answer", "kind": "chat_model", "prompt": "{{ inputs.q }}", "model": "offline"})
+"""Text from a model; the library's own stand-in, so no endpoint is needed."""
+
+ALL = (GREETING, STRICT, CHAIN, FLAKY, BROKEN, LATE, ENDLESS, PAUSE, BULKY, HELD, TALK)

@@ -1,4 +1,4 @@
-"""Executions contract, acceptance scenarios 13 to 16 and 20: the stream. (19: tests/gateway.)"""
+"""Executions contract, acceptance scenarios 13 to 16, 19 and 20: the stream. (19 with a lossy feed: tests/gateway.)"""
 
 from __future__ import annotations
 
@@ -151,3 +151,14 @@ def test_a_reader_that_never_reads_is_cut_and_harms_nobody(client: httpx.Client,
 
         poll(client, f"/v1/executions/{execution_id}", is_cut)
     assert _metric(client, "heliograph_open_streams") == 0
+
+
+def test_joined_deltas_equal_the_output_of_a_text_generating_node(client: httpx.Client) -> None:
+    """Scenario 19."""
+    execution_id = start(client, "talk", q="Say something.")
+    frames = events(client, execution_id, deltas="true")
+    deltas = [frame.data["delta"] for frame in frames if frame.type == "output_delta"]
+    [completed] = [frame.data for frame in frames if frame.type == "node_completed"]
+    assert "".join(deltas) == completed["output"]
+    assert completed["output"].startswith("[offline model] ")
+    assert not [frame for frame in events(client, execution_id) if frame.type == "output_delta"]
