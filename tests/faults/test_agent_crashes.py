@@ -72,14 +72,14 @@ def on_ray(sandbox: Sandbox, running_model_server: ModelServer) -> Iterator[Faul
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_death_at_any_append_of_a_conversation_pays_for_no_recorded_answer_again(
-    local: FaultyServer, model_server: ModelServer, moment: str
+    local: FaultyServer, model_server: ModelServer
 ) -> None:
-    point = f"append.execution.{moment}"
+    """By turns before and after it: between two appends both are the same to the log."""
     model_server.play(script())
     deaths = 0
     for occurrence in range(1, APPENDS_MAX):
+        point = f"append.execution.{('after', 'before')[occurrence % 2]}"
         fired = len(local.points.fired())
         with local.kept([(point, occurrence)]):
             talk = begin(local, f"talk-{next(_number)}")
@@ -93,8 +93,7 @@ def test_a_death_at_any_append_of_a_conversation_pays_for_no_recorded_answer_aga
     assert set(local.exits) == {EXIT_CODE}
 
 
-@pytest.mark.parametrize("hang_after", [0, 1])
-@pytest.mark.parametrize("turn", [0, 1, 2])
+@pytest.mark.parametrize(("turn", "hang_after"), [(0, 1), (1, 0), (2, 1)])
 def test_a_death_inside_a_model_call_asks_only_that_call_again(
     local: FaultyServer, model_server: ModelServer, turn: int, hang_after: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Executions contract, acceptance scenarios 13 to 16, 19 and 20: the stream. (19 on a lossy feed: tests/gateway.)"""
+"""Executions contract, acceptance scenarios 13 to 16, 19 and 20: the stream."""
 
 from __future__ import annotations
 
