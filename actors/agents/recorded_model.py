@@ -32,6 +32,7 @@ from pydantic_ai.settings import ModelSettings
 
 from actors.agents.claim_check import ClaimCheck
 from actors.agents.errors import is_passing, retry_after, step_error
+from actors.agents.lean_client import TEXT
 from actors.agents.messages import Answer, answer_of, request_hash, response_of, with_unique_calls
 from actors.agents.models import NamedModel
 from actors.agents.prices import PriceTable
@@ -218,19 +219,18 @@ class RecordedModel(WrapperModel):
         settings: ModelSettings | None,
         parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        offset = 0
-        async with self.wrapped.request_stream(messages, settings, parameters) as stream:
-            async for event in stream:
-                if isinstance(event, PartDeltaEvent):
-                    text = event.delta.content_delta if isinstance(event.delta, TextPartDelta) else ""
-                elif isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
-                    text = event.part.content
-                else:
-                    continue
-                if text:
-                    self._journal.delta(step, offset, text)
-                    offset += len(text)
-            response = stream.get()
+        told = _Told(self._journal, step)
+        token = TEXT.set(told.hear)
+        try:
+            async with self.wrapped.request_stream(messages, settings, parameters) as stream:
+                async for event in stream:
+                    if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                        told.know(event.delta.content_delta)
+                    elif isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+                        told.know(event.part.content)
+                response = stream.get()
+        finally:
+            TEXT.reset(token)
         if response.state != "complete":
             raise UnexpectedModelBehavior("the model's answer broke off")
         return response
@@ -239,6 +239,26 @@ class RecordedModel(WrapperModel):
         thought = "".join(part.content for part in response.parts if isinstance(part, ThinkingPart))
         if thought:
             self._journal.log("thinking", {"text": thought[:THINKING_CHARS_MAX]})
+
+
+class _Told:
+    """Tells an answer's text piece by piece: as its client hears it, else as the library makes it out."""
+
+    def __init__(self, journal: StepJournal, step: str) -> None:
+        self._journal = journal
+        self._step = step
+        self._chars = 0
+        self._known = 0
+
+    def hear(self, text: str) -> None:
+        self._journal.delta(self._step, self._chars, text)
+        self._chars += len(text)
+
+    def know(self, text: str) -> None:
+        """``text`` follows what was known; what of it was heard is not told again."""
+        self._known += len(text)
+        if self._known > self._chars:
+            self.hear(text[self._chars - self._known :])
 
 
 def _with_key(settings: ModelSettings | None, key: str) -> ModelSettings:

@@ -163,6 +163,7 @@ def test_the_worker_imports_nothing_of_the_gateway_or_the_log() -> None:
         "actors.step_context",
         "actors.step_execution",
         "actors.step_worker",
+        "runtime.agent_spec",
         "runtime.events",
         "runtime.ids",
         "runtime.plan",

@@ -1,14 +1,18 @@
-"""The short ways of the client give what its general ones give."""
+"""Pieces of text are told when they arrive and joined for the library; nothing else is touched."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import httpx2
+import msgspec
 import pytest
-from openai._models import construct_type
-from openai.types.chat import ChatCompletionChunk
+from hypothesis import given
+from hypothesis import strategies as st
 
-from actors.agents.lean_client import text_chunk
+from actors.agents.lean_client import TEXT, JoinedStream, LeanClient, text_of
 
 
 def chunk(delta: Any, **more: Any) -> dict[str, Any]:
@@ -23,20 +27,64 @@ def chunk(delta: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        chunk({"content": "hi"}),
-        chunk({"role": "assistant", "content": ""}),
-        chunk({"content": "hi"}, usage=None, system_fingerprint="f"),
-    ],
-)
-def test_a_piece_of_text_is_built_as_by_the_general_builder(data: dict[str, Any]) -> None:
-    built = text_chunk(data)
-    assert built is not None
-    general = construct_type(type_=ChatCompletionChunk, value=data)
-    assert built == general
-    assert built.model_dump() == general.model_dump()  # pyright: ignore[reportAttributeAccessIssue]
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+CALL = chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "t", "arguments": "{}"}}]})
+
+
+def read(*chunks: dict[str, Any], sink: bool = True) -> tuple[list[str], list[dict[str, Any]]]:
+    """What was told, and what the library got."""
+    told: list[str] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        for each in chunks:
+            yield b"data: " + msgspec.json.encode(each) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    async def main() -> list[dict[str, Any]]:
+        if sink:
+            TEXT.set(told.append)
+        async with LeanClient(api_key="none") as client:
+            response = httpx2.Response(
+                200, content=body(), request=httpx2.Request("POST", "http://127.0.0.1/")
+            )
+            stream = JoinedStream(cast_to=cast("Any", dict), response=response, client=client)
+            events = [event async for event in stream]
+            return cast("list[dict[str, Any]]", events)
+
+    return told, asyncio.run(main())
+
+
+def text(content: str, **more: Any) -> dict[str, Any]:
+    return chunk({"content": content, **more})
+
+
+def test_pieces_next_to_each_other_are_told_one_by_one_and_handed_on_as_one() -> None:
+    first = text("", role="assistant")
+    assert read(first, text("he"), text("llo"), CALL, text("!")) == (
+        ["he", "llo", "!"],
+        [text("hello", role="assistant"), CALL, text("!")],
+    )
+
+
+def test_without_anybody_to_tell_nothing_is_joined() -> None:
+    assert read(text("a"), text("b"), sink=False) == ([], [text("a"), text("b")])
+
+
+def test_thinking_aloud_is_no_text() -> None:
+    chunks = [text("<think>"), text("hm"), text("</think>"), text("yes"), text(".")]
+    assert read(*chunks) == (["yes", "."], [*chunks[:3], text("yes.")])
+
+
+@given(st.lists(st.one_of(TEXTS.map(text), st.just(CALL)), max_size=12))
+def test_no_text_is_lost_and_no_order_changed(chunks: list[dict[str, Any]]) -> None:
+    told, handed = read(*chunks)
+
+    def said(given: list[dict[str, Any]]) -> list[str]:
+        contents = [each["choices"][0]["delta"].get("content") for each in given]
+        return "".join("\0" if content is None else content for content in contents).split("\0")
+
+    assert said(handed) == said(chunks)
+    assert "".join(told) == "".join(said(chunks))
 
 
 @pytest.mark.parametrize(
@@ -51,9 +99,8 @@ def test_a_piece_of_text_is_built_as_by_the_general_builder(data: dict[str, Any]
         chunk(None),
         chunk({"content": "hi"}, usage={"prompt_tokens": 1}),
         chunk({"content": "hi"}, choices=[]),
-        chunk({"content": "hi"}, service_tier="x"),
-        chunk({"content": "hi"}, id=None),
+        chunk({"content": "hi"}, choices=[*chunk({"content": "a"})["choices"] * 2]),
     ],
 )
-def test_anything_else_is_left_to_the_general_builder(data: Any) -> None:
-    assert text_chunk(data) is None
+def test_what_is_more_than_a_piece_of_text_is_none(data: Any) -> None:
+    assert text_of(msgspec.json.encode(data).decode()) is None
