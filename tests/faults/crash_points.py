@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 KEY = "CRASH_ORDERS"
 """Names the folder of the orders, in the environment and in the store's settings."""
@@ -27,9 +28,14 @@ class CrashPoints:
         self._fired = folder / "crash-fired"
         self._seen = ""
         self._left = 0
+        self._counting = Lock()
 
     def reach(self, point: str) -> None:
         """End the process if it is ordered to end here, this time."""
+        with self._counting:  # held to the end: another thread must not carry out the same order
+            self._reach(point)
+
+    def _reach(self, point: str) -> None:
         try:
             order = self._order.read_text()
         except FileNotFoundError:
