@@ -5,6 +5,7 @@ timeout); readers never wait (WAL). ``synchronous=FULL``: a commit is on the dis
 """
 
 import sqlite3
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,11 @@ from projections.stores.queries import Queries
 
 BUSY_SECONDS = 10
 """How long a statement waits for another process's write to end."""
+
+CLOSE_SECONDS_MAX = 10.0
+"""How long closing the store waits for statements that other threads are running."""
+
+CLOSE_LOOK_SECONDS = 0.05
 
 CONNECTIONS_MAX = 8
 """Open connections of one process; past them a caller waits for one to return."""
@@ -88,6 +94,29 @@ class Connection(library.SQLiteConnection):
 
 
 class ConnectionPool(library.SQLiteConnectionPool):
+    """Closes no connection under a running statement: SQLite's module would end the process with it."""
+
+    _is_closing = False
+
+    def get_connection(
+        self, timeout: float | None = None, *, is_writer: bool | None = None
+    ) -> library.SQLiteConnection:
+        if self._is_closing:
+            raise persistence.ConnectionPoolClosedError
+        return super().get_connection(timeout, is_writer=is_writer)
+
+    def close(self) -> None:
+        """Wait for the statements that are running, then close; no other begins meanwhile."""
+        deadline = time.monotonic() + CLOSE_SECONDS_MAX
+        with self._put_condition:
+            if self._closed:
+                return
+            self._is_closing = True
+            while self._in_use and time.monotonic() < deadline:
+                self._put_condition.wait(CLOSE_LOOK_SECONDS)
+            self._in_use.clear()  # one that takes longer is left to its thread
+            super().close()
+
     def _create_connection(self) -> Connection:
         """Open one more connection, with the durability this log promises set explicitly."""
         try:
