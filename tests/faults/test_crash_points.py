@@ -107,7 +107,6 @@ def test_a_death_around_a_callback_delivers_it_still(
     "orders",
     [
         deaths(("projection.before", 1), ("projection.after", 1)),
-        deaths(("projection.before", 2), ("projection.after", 1)),
     ],
 )
 def test_a_death_around_a_projection_commit_leaves_its_rows_as_the_log_says(
