@@ -240,6 +240,14 @@ def _next_attempt(node: NodeState | None) -> int:
     return node.attempt + 1 if node.status == "retrying" else node.attempt
 
 
+def _running(state: ExecutionState, node_id: NodeId, attempt: int) -> NodeState | None:
+    """The node while this attempt of it may record something; None when what comes is late."""
+    node = state.nodes.get(node_id)
+    if state.is_closed or state.cancel_requested_at is not None or node is None:
+        return None
+    return node if node.status == "running" and node.attempt == attempt else None
+
+
 def _record_outcome(
     draft: _Draft,
     plan: Plan,
@@ -247,15 +255,8 @@ def _record_outcome(
         commands.RecordCompleted | commands.RecordFailed | commands.RecordWaiting | commands.RecordProgress
     ),
 ) -> None:
-    state = draft.state
-    node = state.nodes.get(command.node_id)
-    if (
-        state.is_closed
-        or state.cancel_requested_at is not None
-        or node is None
-        or node.status != "running"
-        or node.attempt != command.attempt
-    ):
+    node = _running(draft.state, command.node_id, command.attempt)
+    if node is None:
         return
     head = draft.head(node.started_version)
     match command:
@@ -432,15 +433,8 @@ def _record_step(
     draft: _Draft,
     command: commands.BeginStep | commands.RetryStep | commands.EndStep | commands.LogNode,
 ) -> None:
-    state = draft.state
-    node = state.nodes.get(command.node_id)
-    if (
-        state.is_closed
-        or state.cancel_requested_at is not None
-        or node is None
-        or node.status != "running"
-        or node.attempt != command.attempt
-    ):
+    node = _running(draft.state, command.node_id, command.attempt)
+    if node is None:
         return
     match command:
         case commands.BeginStep():
