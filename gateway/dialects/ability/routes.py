@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.responses import Response
 
+from gateway import cancelling
 from gateway.dialects.ability import docs
 from gateway.dialects.ability.intake import (
     Submission,
@@ -42,10 +43,7 @@ from gateway.routes import Dialect, Operation, Resource
 from gateway.settings import Settings
 from gateway.sse import EventStream, last_event_id
 from projections.execution_summary import ExecutionRow
-from runtime.commands import RequestCancel
-from runtime.errors import InvalidTransition, NotFound, Unavailable
 from runtime.ids import SECOND
-from runtime.state import TERMINAL
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -53,9 +51,6 @@ if TYPE_CHECKING:
     from gateway.context import Gateway
 
 REQUEST_IDS_MAX = 100
-SETTLE_SECONDS = 2.0
-"""How long a cancel waits to see, in the summary, the end that refused it."""
-
 _JSON = "application/json"
 _NO_STORE = {"cache-control": "no-store"}
 _REQUEST_ID = "x-ability-request-id"
@@ -224,27 +219,10 @@ async def cancel_many(call: Call) -> Response:
 
 async def _cancel(call: Call, row: ExecutionRow) -> Status:
     """The request's status after the attempt to cancel it; CANCELED also when it was already."""
-    if row.status not in TERMINAL and row.cancel_requested_at is None:
-        command = RequestCancel(at=call.gateway.clock(), by=call.caller.key_id, cause=call.correlation_id)
-        try:
-            await call.gateway.executions.send(row.execution_id, command)
-        except (InvalidTransition, NotFound):
-            row = await _settled(call, row)
-        else:
-            return STATUSES["cancelling"]
+    reply, row = await cancelling.cancel(call, row)
+    if reply is not None:
+        return STATUSES["cancelling"]
     return row_status(row)
-
-
-async def _settled(call: Call, row: ExecutionRow) -> ExecutionRow:
-    """The row once it shows why a cancel was refused: a host may refuse on an end it is still committing."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + SETTLE_SECONDS
-    while row.status not in TERMINAL and row.cancel_requested_at is None:
-        if loop.time() > deadline:
-            raise Unavailable("a cancel was refused, but the request shows no end")
-        await asyncio.sleep(0.005)
-        row = await call.gateway.reads.execution(row.execution_id) or row
-    return row
 
 
 def _cancelled() -> Response:

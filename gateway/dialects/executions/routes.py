@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 from starlette.responses import Response
 
+from gateway import cancelling
 from gateway.call import Call
 from gateway.context import Gateway
 from gateway.dialects.executions.stream import frames
@@ -24,19 +25,15 @@ from gateway.routes import Dialect, Doc, Operation, Resource
 from gateway.settings import Settings
 from gateway.sse import EventStream, last_event_id
 from projections.execution_summary import ExecutionRow
-from runtime.commands import RequestCancel, StartExecution
-from runtime.errors import InvalidInput, InvalidTransition, NotFound, Unavailable
+from runtime.commands import StartExecution
+from runtime.errors import InvalidInput
 from runtime.events import BlobRef
 from runtime.ids import SECOND, NodeId
 from runtime.inputs import check_input
 from runtime.plan import Step
-from runtime.state import TERMINAL
 
 SOURCE = "executions"
 PREFIX = "/v1/executions"
-
-SETTLE_SECONDS = 2.0
-"""How long a cancel waits to see, in the summary, the end that refused it."""
 
 _JSON = "application/json"
 
@@ -218,17 +215,13 @@ async def _final_output(gateway: Gateway, row: ExecutionRow) -> Any:
 
 async def cancel(call: Call) -> Response:
     row = await visible_row(call)
-    gateway = call.gateway
-    if row.status not in TERMINAL and row.cancel_requested_at is None:
-        command = RequestCancel(at=gateway.clock(), by=call.caller.key_id, cause=call.correlation_id)
-        try:
-            reply = await gateway.executions.send(row.execution_id, command)
-        except (InvalidTransition, NotFound):
-            row = await _settled_row(call, row)
-        else:
-            queued = reply.previous_status == "queued" or row_status(row) == "PENDING"
-            previous = "PENDING" if queued and reply.previous_status != "running" else "RUNNING"
-            return _cancelled(row.execution_id, True, "Execution cancelled successfully.", previous)
+    reply, settled = await cancelling.cancel(call, row)
+    if reply is not None:
+        queued = reply.previous_status == "queued" or row_status(row) == "PENDING"
+        previous = "PENDING" if queued and reply.previous_status != "running" else "RUNNING"
+        return _cancelled(row.execution_id, True, "Execution cancelled successfully.", previous)
+    if settled is not row:
+        row = await visible_row(call)  # its retention may have ended with it
     shown = row_status(row)
     message = f"Execution cannot be cancelled: it is already {shown}."
     return _cancelled(row.execution_id, False, message, shown)
@@ -237,17 +230,6 @@ async def cancel(call: Call) -> Response:
 def _cancelled(execution_id: str, cancelled: bool, message: str, previous: str) -> Response:
     body = _encode(Cancellation(execution_id, cancelled, message, previous))
     return Response(body, 200, {"cache-control": "no-store"}, _JSON)
-
-
-async def _settled_row(call: Call, row: ExecutionRow) -> ExecutionRow:
-    """The row once it shows why a cancel was refused: a host may refuse on an end it is still committing."""
-    deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
-    while row.status not in TERMINAL and row.cancel_requested_at is None:
-        if asyncio.get_running_loop().time() > deadline:
-            raise Unavailable("a cancel was refused, but the execution shows no end")
-        await asyncio.sleep(0.005)
-        row = await visible_row(call)
-    return row
 
 
 # --- 3.4 stream -------------------------------------------------------------------------------------

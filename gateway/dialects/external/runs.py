@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from gateway import cancelling
 from gateway.context import Gateway
 from gateway.dialects.external.records import cause_of
 from gateway.dialects.external.wire import AGENT_RUN, STATUSES, TASK_RUN
@@ -25,12 +26,10 @@ from gateway.envelopes import Problem
 from gateway.run_stream import whole_event
 from gateway.run_view import RunFold, RunView
 from projections import execution_summary
-from runtime.commands import RequestCancel
-from runtime.errors import InvalidTransition, NotFound, Unavailable
+from runtime.errors import Unavailable
 from runtime.event_log import Recorded
 from runtime.events import Json
 from runtime.ids import SECOND
-from runtime.state import TERMINAL
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -44,8 +43,6 @@ GRACE_SECONDS = 15.0
 """How much longer than a run's own time-out a caller waits for its end, e.g. while its host is away."""
 
 RETRY_SECONDS = 0.25
-SETTLE_SECONDS = 2.0
-"""How long a cancel waits to see, in the summary, the end that refused it."""
 
 
 def shown_id(task_type: str, execution_id: str) -> str:
@@ -168,25 +165,8 @@ class Cancellation(msgspec.Struct, frozen=True):
 
 async def cancel(call: Call, row: ExecutionRow) -> Cancellation:
     """Cancelled also when it was before, so a retry is safe."""
-    if row.status not in TERMINAL and row.cancel_requested_at is None:
-        command = RequestCancel(at=call.gateway.clock(), by=call.caller.key_id, cause=call.correlation_id)
-        try:
-            await call.gateway.executions.send(row.execution_id, command)
-        except (InvalidTransition, NotFound):
-            row = await _settled(call, row)
-        else:
-            return Cancellation(True)
+    reply, row = await cancelling.cancel(call, row)
+    if reply is not None:
+        return Cancellation(True)
     status = STATUSES[row.status]
     return Cancellation(True) if status == "cancelled" else Cancellation(False, status)
-
-
-async def _settled(call: Call, row: ExecutionRow) -> ExecutionRow:
-    """The row once it shows why a cancel was refused: a host may refuse on an end it is still committing."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + SETTLE_SECONDS
-    while row.status not in TERMINAL and row.cancel_requested_at is None:
-        if loop.time() > deadline:
-            raise Unavailable("a cancel was refused, but the execution shows no end")
-        await asyncio.sleep(0.005)
-        row = await call.gateway.reads.execution(row.execution_id) or row
-    return row
