@@ -37,11 +37,11 @@ from actors.execution_actor import ExecutionActor
 from actors.host_config import HostConfig
 from actors.map_run import MapRun
 from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
-from actors.patience import until_available
 from actors.performer import Attempt, Performer
 from actors.plans import Plans
 from actors.recovery import Recovery
 from actors.repeats import first_answer, is_repeated_cancel
+from actors.revival import Revival, read_back
 from actors.step_call import StepOutcome
 from actors.structured_logs import configure_host
 from actors.wake_ups import WakeUps
@@ -60,8 +60,8 @@ from runtime.errors import (
     Overloaded,
     Unavailable,
 )
-from runtime.event_log import Append, Chain, EventLog, Recorded
-from runtime.events import BlobRef, Json, StepError
+from runtime.event_log import Append, Chain, EventLog
+from runtime.events import BlobRef, Json
 from runtime.ids import SECOND, FlowId, FlowVersion, HostName, Micros, NodeId, TenantId
 from runtime.plan import Action, CallTool, MapOver, Plan, RunAgent, Step
 from runtime.state import ExecutionState, NodeState
@@ -72,12 +72,6 @@ PASSIVATE_AFTER_SECONDS = 1.0
 """An execution that waits longer than this for its timer leaves memory."""
 
 FULL = Overloaded("too many executions are waiting to start", 5)
-
-CRASHES_MAX = 3
-"""Times an execution is recovered from a fault of ours before it fails with ``InternalError``."""
-
-REVIVE_SECONDS = 0.2
-"""Pause before the first recovery from a fault of ours; the second waits twice as long."""
 
 ACTIVATIONS_MAX = 5
 """Times a message finds its execution leaving memory before it is refused (``Unavailable``)."""
@@ -105,7 +99,7 @@ class Host:
         self._wake_ups = WakeUps(self._log, HostName(self.config.name), self)
         self._recovery = Recovery(self._log, HostName(self.config.name), self._wake_ups, self)
         self._children = Children(self._log, self._plans, self)
-        self._crashes: dict[str, int] = {}
+        self._revival = Revival(self._log, self._plans, self._recovery, self)
         self._background: set[asyncio.Task[None]] = set()
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None
@@ -201,7 +195,7 @@ class Host:
 
     async def is_due(self, execution_id: str) -> bool:
         """Whether a passivated execution has something to do that no timer or message will bring."""
-        state, _ = await self._read_back(execution_id)
+        state, _ = await read_back(self._log, execution_id)
         if state is None or state.is_closed:
             return False
         plan = await self._plans.plan(
@@ -459,7 +453,7 @@ class Host:
             return
         if state.is_closed:
             self._remove(actor)
-            self._forget(state.execution_id)
+            self.ended(state.execution_id)
             if state.error is not None:
                 about = {"execution": state.execution_id, "node": state.failed_node}
                 log.warning("execution failed", error=state.error.type, **about)
@@ -471,9 +465,9 @@ class Host:
                 if wake_at is not None:
                     self._wake_ups.by(wake_at)
 
-    def _forget(self, execution_id: str) -> None:
+    def ended(self, execution_id: str) -> None:
         """The execution has durably ended."""
-        self._crashes.pop(execution_id, None)
+        self._revival.forget(execution_id)
         self._children.ended(execution_id)
         if self.config.dedicated and not self._actors and self._state != "closed":
             # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
@@ -490,18 +484,7 @@ class Host:
         log.warning("fenced", execution=actor.state.execution_id, host=self.owner)
         actor.stop()
         self._remove(actor)
-        self.spawn(self._reclaim(actor.state.execution_id))
-
-    async def _reclaim(self, execution_id: str) -> None:
-        state, _ = await self._read_back(execution_id)
-        if state is not None and not state.is_closed and state.owner == self.owner:
-            await self._recovery.bring_back(execution_id)
-
-    async def _read_back(self, execution_id: str) -> tuple[ExecutionState | None, list[Recorded]]:
-        recorded = await until_available(
-            lambda: asyncio.to_thread(self._log.read, execution_id), "read an execution"
-        )
-        return execution.fold(event.event() for event in recorded), recorded
+        self._revival.fenced(actor.state.execution_id)
 
     def crashed(self, actor: ExecutionActor, error: BaseException) -> None:
         """A fault of ours: drop what was not recorded and go on from the log, a bounded number of times."""
@@ -511,29 +494,7 @@ class Host:
         log.error("execution actor crashed", execution=execution_id, exc_info=error)
         actor.stop()
         self._remove(actor)
-        crashes = self._crashes[execution_id] = self._crashes.get(execution_id, 0) + 1
-        self.spawn(self._revive(execution_id, crashes))
-
-    async def _revive(self, execution_id: str, crashes: int) -> None:
-        await asyncio.sleep(crashes * REVIVE_SECONDS)
-        if crashes < CRASHES_MAX:
-            await self._recovery.bring_back(execution_id)
-            return
-        state, recorded = await self._read_back(execution_id)
-        if state is None or state.is_closed or execution_id in self._actors:
-            return
-        plan = await self._plans.plan(
-            TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
-        )
-        command: commands.Command
-        if state.cancel_requested_at is None:
-            error = StepError(type="InternalError", message="the runtime failed; see the server's log")
-            command = commands.Fail(at=self.now(), error=error)
-        else:
-            command = commands.ConfirmCancelled(at=self.now())
-        decision = execution.decide(state, plan, command)
-        await self.append(Append(execution_id, decision.events, decision.state, Chain(recorded[-1].hash())))
-        self._forget(execution_id)
+        self._revival.crashed(execution_id)
 
     def wake_later(self, actor: ExecutionActor, at: Micros | None) -> None:
         timer = self._timers.pop(actor, None)

@@ -6,8 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors import execution_actor, performer, scope
-from actors import host as host_module
+from actors import execution_actor, performer, revival, scope
 from actors.messages import Refusal, Reply, Send
 from runtime import commands, events
 from runtime.blob_store import BlobStore
@@ -382,7 +381,7 @@ def test_loaded_values_beyond_the_bound_are_dropped_and_read_again(
 
 
 def test_a_fault_of_ours_is_recovered_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "REVIVE_SECONDS", 0.01)
+    monkeypatch.setattr(revival, "REVIVE_SECONDS", 0.01)
     faults = iter([True])
     real = execution_actor.scheduling.is_finished
 
@@ -409,7 +408,7 @@ def test_an_event_that_cannot_be_stored_ends_the_execution_with_internal_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same fault again and again: a bounded number of recoveries, then an end that says so."""
-    monkeypatch.setattr(host_module, "REVIVE_SECONDS", 0.01)
+    monkeypatch.setattr(revival, "REVIVE_SECONDS", 0.01)
 
     async def story() -> None:
         async with Household(tmp_path) as home:
