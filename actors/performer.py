@@ -31,6 +31,7 @@ from runtime.plan import (
     RunAgent,
     StartChild,
     Wait,
+    WideMap,
 )
 
 HTTP_TIMEOUT_SECONDS = 60.0
@@ -129,7 +130,7 @@ class Performer:
                 return StepOutcome(output=text, where=self._where, started=True)
             case Output():
                 return StepOutcome(output=action.value, where=self._where, started=True)
-            case Wait() | StartChild() | MapOver() | RunAgent() | CallTool():
+            case Wait() | StartChild() | MapOver() | WideMap() | RunAgent() | CallTool():
                 error = StepError(type="InvalidAction", message="this kind can't stand inside a map")
                 return self._failed(error)
             case _:

@@ -16,13 +16,49 @@ KIB = 1024
 MIB = 1024 * 1024
 
 
+class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A run of items of a wide map, which one worker works on in one call (see ``chunk_run``).
+
+    ``first``: place of the first item in the source; ``index_first`` and ``index_step``: the items' indices.
+    ``document``: the map's ``each``. ``scope``: what it can see beside the item, or ``scope_ref`` when that is
+    large. ``stop_after_seconds``: no further item begins then, and the rest is handed back. ``fail_fast``: an
+    item that fails for good ends the chunk.
+    """
+
+    first: int
+    items: tuple[msgspec.Raw, ...]
+    document: msgspec.Raw
+    scope: msgspec.Raw = msgspec.Raw(b"{}")
+    scope_ref: BlobRef | None = None
+    index_first: int = 0
+    index_step: int = 1
+    stop_after_seconds: float = 0.0
+    fail_fast: bool = False
+
+
+class ChunkReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The output of a ``ChunkCall``: how its first ``items`` items ended; those behind were not begun.
+
+    ``first_error``: of the first item that failed, at ``first_failed`` (its index).
+    """
+
+    items: int
+    failed: int = 0
+    results: BlobRef | None = None
+    errors: BlobRef | None = None
+    duration_ms: float = 0.0
+    first_failed: int = -1
+    first_error: StepError | None = None
+
+
 class StepCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt of one step (or of one item of a map, then ``index`` is set).
 
     ``function``: ``module:qualname``. ``key``: the stable idempotency key, handed on to the function.
     ``timeout_seconds`` counts from the moment a worker takes the call, importing the module included.
     ``files``: what the function may open by ``artifact://`` URI. Declared ``resources`` make it a Ray
-    task instead of a call to a pooled worker.
+    task instead of a call to a pooled worker. ``chunk``: many items instead of one call; ``function`` then
+    only says what they are.
     """
 
     execution_id: ExecutionId
@@ -35,6 +71,7 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_seconds: float | None = None
     resources: Resources | None = None
     files: tuple[FileDescriptor, ...] = ()
+    chunk: ChunkCall | None = None
 
 
 class StepOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

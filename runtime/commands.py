@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, StepError, StepLogs, ToolCall
+from runtime.events import BlobRef, ChunkResult, FileDescriptor, ItemOutcome, Json, StepError, StepLogs, ToolCall
 from runtime.ids import Micros, NodeId
 
 
@@ -79,6 +79,16 @@ class RecordProgress(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     attempt: int
     total: int
     items: tuple[ItemOutcome, ...]
+
+
+class RecordChunks(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
+    """Chunks of a wide map that are done (fields as in ``events.ChunksRecorded``)."""
+
+    node_id: NodeId
+    attempt: int
+    source: str
+    total: int | None = None
+    chunks: tuple[ChunkResult, ...] = ()
 
 
 class RecordCompleted(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):

@@ -51,6 +51,21 @@ class ItemOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     error: StepError | None = None
 
 
+class ChunkResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A finished run of items of a wide map: ``first`` to ``first + items - 1``, counted in its source.
+
+    ``results``: a part, one line an item (null for a failed one); ``errors``: one line a failed item. Both
+    JSON Lines in the blob store. ``duration_ms``: of working on them, without waiting.
+    """
+
+    first: int
+    items: int
+    failed: int = 0
+    results: BlobRef | None = None
+    errors: BlobRef | None = None
+    duration_ms: float = 0.0
+
+
 class FileDescriptor(msgspec.Struct, frozen=True, kw_only=True):
     """An uploaded file as nodes see it (ability contract 3.1). ``size`` in bytes."""
 
@@ -208,6 +223,25 @@ class NodeProgressed(Event, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 1
     total: int = 0
     items: tuple[ItemOutcome, ...] = ()
+
+
+class ChunksRecorded(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Finished chunks of a wide map; none of their items runs again. The first one tells the source.
+
+    ``total``: items of the whole source, where that is known. ``source``: its fingerprint; one that has
+    another must not be continued. ``done`` and ``failed`` count all items recorded so far, these included;
+    ``rate``: items per second lately, 0 when it is too early to say.
+    """
+
+    TOPIC = "execution.chunks_recorded"
+    node_id: str
+    attempt: int = 1
+    total: int | None = None
+    source: str = ""
+    chunks: tuple[ChunkResult, ...] = ()
+    done: int = 0
+    failed: int = 0
+    rate: float = 0.0
 
 
 class NodeCompleted(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -456,6 +490,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
         NodeStarted,
         NodeWaiting,
         NodeProgressed,
+        ChunksRecorded,
         NodeCompleted,
         NodeFailed,
         NodeSkipped,

@@ -84,6 +84,42 @@ class MapOver(msgspec.Struct, frozen=True, kw_only=True):
     on_error: Literal["fail", "keep"] = "keep"
 
 
+SOURCE_FORMAT = Literal["", "jsonl", "csv", "parquet"]
+
+
+class MapSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the items of a wide map are read from: exactly one of ``uri`` and ``dataset``.
+
+    ``uri``: a path, an ``artifact://`` or other URL, or a folder pattern (``*``, ``**``). ``format`` empty:
+    by the suffix. ``dataset``: another wide map's output (``datasets.Dataset`` as plain JSON).
+    ``shard`` ``(i, n)``: only the items with ``index % n == i``; they are counted from 0 again.
+    """
+
+    uri: str = ""
+    format: SOURCE_FORMAT = ""
+    dataset: Json = None
+    shard: tuple[int, int] | None = None
+
+
+class WideMap(msgspec.Struct, frozen=True, kw_only=True):
+    """Run ``each`` for every item of a stream, in chunks; the output is a ``datasets.Dataset`` in their order.
+
+    ``source``: a ``MapSource``, or the items themselves. ``document``: ``each`` as it is written, for the
+    process that evaluates it. ``chunk_items`` None: as many as take ``chunk_seconds``. ``concurrency``: chunks
+    in flight for kinds that workers do, items in flight for the others. ``failures_max_share``: of all items;
+    more fail the node (``on_error`` ``keep`` only).
+    """
+
+    source: "MapSource | tuple[Json, ...]"
+    each: "Step"
+    document: Mapping[str, Json]
+    chunk_items: int | None = None
+    chunk_seconds: float = 1.0
+    concurrency: int = 8
+    on_error: Literal["fail", "keep"] = "keep"
+    failures_max_share: float | None = None
+
+
 class RunAgent(msgspec.Struct, frozen=True):
     """Talk to a model until it has answered, tools included (see ``agent_spec``).
 
@@ -103,7 +139,9 @@ class CallTool(msgspec.Struct, frozen=True):
     secrets: Mapping[str, str] = {}
 
 
-Action = Output | Wait | StartChild | CallFunction | HttpRequest | ReadText | MapOver | RunAgent | CallTool
+Action = (
+    Output | Wait | StartChild | CallFunction | HttpRequest | ReadText | MapOver | WideMap | RunAgent | CallTool
+)
 
 
 class Scope(Protocol):
