@@ -32,6 +32,7 @@ from runtime.expressions import escape
 from runtime.flow import FORMAT, FlowDefinition, parse_flow
 from runtime.flow_fields import plain_fields
 from runtime.plan import ON_TIMEOUT, PLACEMENT, Resources, RetryPolicy
+from runtime.queues import QueueFields
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -276,6 +277,7 @@ def flow(
     inputs: Mapping[str, Json] | None = None,
     timeout_seconds: float | None = None,
     placement: PLACEMENT = "pooled",
+    queue: QueueFields | None = None,
     resources: Resources | None = None,
 ) -> Callable[[Callable[[Handle], Any]], FlowFunction]:
     """Make a function of the flow's inputs the body of a flow; what it returns is the flow's output."""
@@ -287,6 +289,7 @@ def flow(
         "inputs": inputs,
         "timeout_seconds": timeout_seconds,
         "placement": placement,
+        "queue": None if queue is None else plain_fields(queue),
         "resources": None if resources is None else plain_fields(resources),
     }
     return lambda body: FlowFunction(body, fields)

@@ -20,7 +20,10 @@ from runtime.ids import FlowId, FlowVersion
 from runtime.kinds import KINDS, SETTINGS, Kind
 from runtime.kinds.child_flow import SLUG
 from runtime.kinds.sleep import SECONDS_MAX
-from runtime.plan import PLACEMENT, Resources, RetryPolicy
+from runtime.packages import Code, code_problems
+from runtime.placement import Resources, problems
+from runtime.plan import PLACEMENT, RetryPolicy
+from runtime.queues import QueueFields
 
 FORMAT = 1
 NODES_MAX = 2_000
@@ -41,7 +44,9 @@ class FlowFields(msgspec.Struct, frozen=True, kw_only=True):
     inputs: dict[str, Json] | None = None
     timeout_seconds: Seconds | None = None
     placement: PLACEMENT = "pooled"
+    queue: QueueFields | None = None
     resources: Resources | None = None
+    code: Code | None = None
     nodes: Annotated[list[Json], msgspec.Meta(min_length=1, max_length=NODES_MAX)]
     output: Json | msgspec.UnsetType = msgspec.UNSET
 
@@ -133,7 +138,12 @@ def parse_flow(document: str | bytes | Mapping[str, Any]) -> FlowDefinition:
 def read_flow(document: Mapping[str, Json], report: Report) -> FlowFields | None:
     """The flow's own fields, or None after the problems were reported."""
     report_unknown_keys(document, field_names(FlowFields), report)
-    return read_struct(document, FlowFields, report)
+    fields = read_struct(document, FlowFields, report)
+    if fields is not None and fields.code is not None:
+        for field, rule in code_problems(fields.code):
+            report(f"code.{field}".rstrip("."), rule)
+    _check_resources(None if fields is None else fields.resources, report)
+    return fields
 
 
 def read_node(raw: Mapping[str, Json], report: Report, *, in_map: bool = False) -> NodeParts | None:
@@ -158,10 +168,16 @@ def read_node(raw: Mapping[str, Json], report: Report, *, in_map: bool = False) 
     report_unknown_keys(raw, known, report)
     config = read_struct(raw, kind.config, report)
     settings = read_struct({name: raw[name] for name in shared if name in raw}, Settings, report)
+    _check_resources(settings and settings.resources, report)
     if config is None:
         return None
     # With a problem elsewhere the texts of the configuration can still be checked.
     return NodeParts(fields if isinstance(fields, NodeFields) else None, kind, config, settings or Settings())
+
+
+def _check_resources(resources: Resources | None, report: Report) -> None:
+    for field, rule in problems(resources) if resources is not None else ():
+        report(f"resources.{field}", rule)
 
 
 def _normal_flow(document: dict[str, Json]) -> dict[str, Json]:
