@@ -126,6 +126,7 @@ ROOMS: Mapping[str, Room] = {
                 "httpx",
                 "httpx2",
                 "httpx_sse",
+                "ijson",
                 "jsonschema_rs",
                 "mcp",
                 "mcp_types",

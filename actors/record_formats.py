@@ -1,0 +1,308 @@
+"""Files of records, read as encoded JSON items one after another: JSON Lines, CSV, Parquet, Arrow, JSON.
+
+Each reader holds one line, one row batch or one element at a time, never the file. A fault names the file
+and the line (or row) it was found at. CSV values stay text; what JSON can't hold becomes text by the rules
+of msgspec: times are ISO 8601, decimals and UUIDs text, bytes base64, NaN null.
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import Any, BinaryIO, Protocol, cast
+
+import ijson
+import msgspec
+
+from actors.optional_libraries import pyarrow
+from runtime.datasets import LINE_BYTES_MAX
+
+ROWS_AT_A_TIME = 256
+"""Rows of a Parquet file decoded at a time."""
+
+COLUMN_BUFFER_BYTES = 256 * 1024
+"""Read ahead in each column of a Parquet file; without it a whole row group is held."""
+
+CSV_COLUMNS_MAX = 10_000
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrows": "arrow",
+}
+MEDIA_TYPES = {
+    "application/jsonl": "jsonl",
+    "application/x-ndjson": "jsonl",
+    "application/ndjson": "jsonl",
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv",
+    "application/json": "json",
+    "application/vnd.apache.parquet": "parquet",
+    "application/vnd.apache.arrow.stream": "arrow",
+}
+COMPRESSIBLE = frozenset({"jsonl", "csv", "tsv", "json"})
+
+SEEKS = frozenset({"parquet"})
+"""Formats whose reader jumps about in the file."""
+
+
+class SourceFault(ValueError):
+    """The source can't be read: its name, the line where there is one, and the rule."""
+
+
+class Readable(Protocol):
+    """One file of records. ``open`` gives it from its beginning; seekable where the format ``SEEKS``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def is_gzipped(self) -> bool: ...
+    def open(self) -> BinaryIO: ...
+
+
+def format_of(name: str, media_type: str = "") -> tuple[str, bool]:
+    """A file's format by its name, else by its media type, empty when unknown; whether it is gzipped."""
+    lower = name.lower()
+    is_gzipped = lower.endswith(".gz")
+    lower = lower.removesuffix(".gz")
+    found = next((known for suffix, known in SUFFIXES.items() if lower.endswith(suffix)), "")
+    if not found:
+        found = MEDIA_TYPES.get(media_type.partition(";")[0].strip().lower(), "")
+    return found, is_gzipped and found in COMPRESSIBLE
+
+
+def read_items(file: Readable, skip: int = 0) -> Iterator[bytes]:
+    """The file's items from the one with index ``skip`` on, each as one line of JSON.
+
+    Raises: SourceFault naming file and place; OSError.
+    """
+    with file.open() as opened:
+        if file.format == "parquet":
+            yield from _parquet(opened, file.name, skip)
+            return
+        source = _unzipped(opened) if file.is_gzipped else opened
+        read = _SEQUENTIAL[file.format]
+        try:
+            yield from islice(read(source, file.name), skip, None)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise SourceFault(f"{file.name}: not a whole gzip file: {error}") from error
+
+
+def count_items(file: Readable) -> int | None:
+    """How many items the file has, where a look at its end tells; None for the others."""
+    if file.format != "parquet":
+        return None
+    with file.open() as opened:
+        return cast("int", _parquet_file(opened, file.name).metadata.num_rows)
+
+
+def _unzipped(file: BinaryIO) -> BinaryIO:
+    return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their ends. Raises: SourceFault for one above ``LINE_BYTES_MAX``."""
+    read = partial(_buffered(file).readline, LINE_BYTES_MAX + 1)
+    for number, line in enumerate(iter(read, b""), start=1):
+        if len(line) > LINE_BYTES_MAX:
+            raise SourceFault(f"{name}, line {number}: longer than {LINE_BYTES_MAX} bytes")
+        yield number, line
+
+
+def _buffered(file: BinaryIO) -> BinaryIO:
+    if isinstance(file, io.RawIOBase):
+        return io.BufferedReader(file, buffer_size=256 * 1024)
+    return file
+
+
+# --- JSON Lines and JSON ------------------------------------------------------------------------------
+
+
+def _json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    check = msgspec.json.Decoder(msgspec.Raw).decode
+    for number, line in _lines(file, name):
+        item = line.rstrip(b"\r\n")
+        if number == 1:
+            item = item.removeprefix(b"\xef\xbb\xbf")
+        if not item:
+            continue
+        try:
+            check(item)
+            if not item.isascii():
+                item.decode()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SourceFault(f"{name}, line {number}: not a JSON value ({error})") from None
+        yield item
+
+
+class _Watched(io.RawIOBase):
+    """Counts what a parser reads for one element, which it builds whole before anybody sees it."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self.since_element = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.since_element += len(data)
+        if self.since_element > LINE_BYTES_MAX + len(data):
+            raise SourceFault(f"{self._name}: an element has more than {LINE_BYTES_MAX} bytes")
+        return data
+
+
+def _json_array(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Elements of the array the file is. Numbers keep their digits, also beyond what a float holds."""
+    buffered = _buffered(file)
+    start = buffered.read(1)
+    while start.isspace():
+        start = buffered.read(1)
+    if start != b"[":
+        raise SourceFault(f"{name}: the file is not a JSON array")
+    encode = msgspec.json.Encoder(decimal_format="number").encode
+    watched = _Watched(cast("BinaryIO", _Chained(start, buffered)), name)
+    done = 0
+    try:
+        for element in ijson.items(watched, "item", buf_size=64 * 1024):
+            done += 1
+            watched.since_element = 0
+            yield encode(element)
+    except ijson.JSONError as error:
+        reason = str(error).splitlines()[0]
+        raise SourceFault(f"{name}, element {done + 1}: not valid JSON ({reason})") from None
+
+
+class _Chained(io.RawIOBase):
+    """A file with the byte in front that was read to look at it."""
+
+    def __init__(self, first: bytes, rest: BinaryIO) -> None:
+        self._first = first
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        first, self._first = self._first, b""
+        return first or self._rest.read(size)
+
+
+# --- CSV ----------------------------------------------------------------------------------------------
+
+
+def _csv(file: BinaryIO, name: str, delimiter: str = ",") -> Iterator[bytes]:
+    """One object for each row, by the names of the header row; blank rows are left out."""
+    csv.field_size_limit(LINE_BYTES_MAX)
+    rows = csv.reader(_text_lines(file, name), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    encode = msgspec.json.encode
+    try:
+        for row in rows:
+            if not header:
+                header = _checked_header(row, name)
+            elif len(row) == len(header):
+                yield encode(dict(zip(header, row, strict=True)))
+            elif row:
+                raise SourceFault(
+                    f"{name}, line {rows.line_num}: {len(row)} fields where the header has {len(header)}"
+                )
+    except csv.Error as error:
+        raise SourceFault(f"{name}, line {rows.line_num}: {error}") from None
+    if not header:
+        raise SourceFault(f"{name}: no header row with the names of the columns")
+
+
+def _checked_header(row: list[str], name: str) -> list[str]:
+    if not row or not all(row):
+        raise SourceFault(f"{name}, line 1: the header row must name every column")
+    if len(row) > CSV_COLUMNS_MAX:
+        raise SourceFault(f"{name}, line 1: more than {CSV_COLUMNS_MAX} columns")
+    repeated = next((column for at, column in enumerate(row) if column in row[:at]), None)
+    if repeated is not None:
+        raise SourceFault(f"{name}, line 1: the header row names {repeated!r} twice")
+    return row
+
+
+def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    encoding = "utf-8-sig"
+    for number, line in _lines(file, name):
+        try:
+            yield line.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise SourceFault(f"{name}, line {number}: not UTF-8 ({error.reason})") from None
+        encoding = "utf-8"
+
+
+# --- Parquet and Arrow --------------------------------------------------------------------------------
+
+
+def _parquet_file(file: BinaryIO, name: str) -> Any:
+    pa = pyarrow("reading Parquet")
+    try:
+        return pa.parquet.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise SourceFault(f"{name}: not a Parquet file ({error})") from None
+
+
+def _parquet(file: BinaryIO, name: str, skip: int) -> Iterator[bytes]:
+    """Rows as objects. Row groups before ``skip`` are not read."""
+    pa = pyarrow("reading Parquet")
+    parquet = _parquet_file(file, name)
+    metadata = parquet.metadata
+    first = 0
+    while first < metadata.num_row_groups and skip >= metadata.row_group(first).num_rows:
+        skip -= metadata.row_group(first).num_rows
+        first += 1
+    groups = list(range(first, metadata.num_row_groups))
+    try:
+        batches = parquet.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=groups, use_threads=False)
+        yield from islice(rows_of(batches), skip, None)
+    except pa.ArrowException as error:
+        raise SourceFault(f"{name}: {error}") from None
+
+
+def _arrow_stream(file: BinaryIO, name: str) -> Iterator[bytes]:
+    pa = pyarrow("reading Arrow streams")
+    try:
+        yield from rows_of(pa.ipc.open_stream(file))
+    except pa.ArrowException as error:
+        raise SourceFault(f"{name}: not a whole Arrow stream ({error})") from None
+
+
+def rows_of(batches: Iterable[Any]) -> Iterator[bytes]:
+    """The rows of Arrow record batches, each an encoded object; few are decoded at a time."""
+    encode = msgspec.json.Encoder(enc_hook=_plain).encode
+    for batch in batches:
+        for at in range(0, batch.num_rows, ROWS_AT_A_TIME):
+            for row in batch.slice(at, ROWS_AT_A_TIME).to_pylist():
+                line = encode(row)
+                if len(line) > LINE_BYTES_MAX:
+                    raise SourceFault(f"a row has {len(line)} bytes as JSON; at most {LINE_BYTES_MAX} fit")
+                yield line
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):  # pandas' own kind, for times with nanoseconds
+        return value.isoformat()
+    raise NotImplementedError(f"a {type(value).__name__} can't be an item")
+
+
+_SEQUENTIAL = {
+    "jsonl": _json_lines,
+    "json": _json_array,
+    "csv": _csv,
+    "tsv": partial(_csv, delimiter="\t"),
+    "arrow": _arrow_stream,
+}
