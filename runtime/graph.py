@@ -18,6 +18,8 @@ from runtime.inputs import check_input, check_schema, known_inputs
 from runtime.kinds import KINDS, TextBinder
 from runtime.ordering import cycles, in_order
 from runtime.plan import Evaluate, Plan, Scope, Step
+from runtime.queue_keys import compile_queue
+from runtime.queues import QueueRule
 
 __all__ = ["check_input", "compile_flow"]
 
@@ -39,6 +41,18 @@ def compile_flow(definition: FlowDefinition) -> Plan:
             unique = (*unique[:PROBLEMS_MAX], rest)
         raise InvalidGraph(unique)
     return plan
+
+
+def compile_each(document: Mapping[str, Json]) -> Step:
+    """The node inside a map by itself, for a process that works on its items. Costly: keep it.
+
+    Raises: InvalidGraph; not for what ``compile_flow`` accepted.
+    """
+    problems: list[tuple[str, str, str]] = []
+    step = _NodeBinder(lambda field, rule: problems.append(("", field, rule))).nested("each", document)
+    if problems:
+        raise InvalidGraph(tuple(problems))
+    return step
 
 
 class _Decision(NamedTuple):
@@ -72,7 +86,8 @@ class _NodeBinder(TextBinder):
         act = parts.kind.bind(parts.config, binder)
         self.node_reads += [(f"{field}.{path}", node_id) for path, node_id in binder.node_reads]
         self.input_reads += [(f"{field}.{path}", name) for path, name in binder.input_reads]
-        return msgspec.structs.replace(step, kind=str(raw["kind"]), act=act)
+        reads = dict.fromkeys(NodeId(node_id) for _, node_id in binder.node_reads)
+        return msgspec.structs.replace(step, kind=str(raw["kind"]), act=act, reads=tuple(reads))
 
 
 class _Node:
@@ -158,9 +173,13 @@ class _Compiler:
         self._check_reachable(ordered)
         self._check_exclusive()
         output, output_reads = self._output(report)
-        return (
-            None if fields is None or self._problems else self._build(fields, ordered, output, output_reads)
-        )
+        queue: QueueRule | None = None
+        if fields is not None and fields.queue is not None:
+            queue = compile_queue(fields.queue, fields.placement, self._inputs, report)
+        if fields is None or self._problems:
+            return None
+        plan = self._build(fields, ordered, output, output_reads)
+        return plan if queue is None else msgspec.structs.replace(plan, queue=queue)
 
     def _report_of(self, node_id: str) -> Report:
         return lambda field, rule: self._problems.append((node_id, field, rule))
@@ -271,6 +290,7 @@ class _Compiler:
             timeout_seconds=fields.timeout_seconds,
             placement=fields.placement,
             resources=fields.resources,
+            code=fields.code,
         )
 
 

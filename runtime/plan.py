@@ -12,6 +12,9 @@ import msgspec
 from runtime.agent_spec import AgentSpec, ToolSpec
 from runtime.events import Json
 from runtime.ids import SECOND, FlowId, FlowVersion, Micros, NodeId
+from runtime.queues import QueueRule
+from runtime.packages import Code
+from runtime.placement import Resources
 
 ON_TIMEOUT = Literal["fail", "continue"]
 PLACEMENT = Literal["pooled", "dedicated"]
@@ -39,10 +42,16 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartChild(msgspec.Struct, frozen=True):
-    """Run another published flow of the same tenant and wait for its end."""
+    """Run another published flow of the same tenant and wait for its end. No ``version``: the latest."""
 
     flow_id: FlowId
     input: Json
+    version: FlowVersion = FlowVersion("")
+
+    @property
+    def flow(self) -> str:
+        """Both in one text: ``id``, or ``id@version``, as ``NodeWaiting.child_flow`` has it."""
+        return f"{self.flow_id}@{self.version}" if self.version else self.flow_id
 
 
 class CallFunction(msgspec.Struct, frozen=True):
@@ -102,12 +111,12 @@ class MapSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WideMap(msgspec.Struct, frozen=True, kw_only=True):
-    """Run ``each`` for every item of a stream, in chunks; the output is a ``datasets.Dataset`` in their order.
+    """Run ``each`` for every item of a stream, in chunks; the output is a ``datasets.Dataset`` in order.
 
     ``source``: a ``MapSource``, or the items themselves. ``document``: ``each`` as it is written, for the
-    process that evaluates it. ``chunk_items`` None: as many as take ``chunk_seconds``. ``concurrency``: chunks
-    in flight for kinds that workers do, items in flight for the others. ``failures_max_share``: of all items;
-    more fail the node (``on_error`` ``keep`` only).
+    process that evaluates it. ``chunk_items`` None: as many as take ``chunk_seconds``. ``concurrency``:
+    chunks in flight for kinds that workers do, items in flight for the others. ``failures_max_share``: of
+    all items; more fail the node (``on_error`` ``keep`` only).
     """
 
     source: "MapSource | tuple[Json, ...]"
@@ -140,7 +149,16 @@ class CallTool(msgspec.Struct, frozen=True):
 
 
 Action = (
-    Output | Wait | StartChild | CallFunction | HttpRequest | ReadText | MapOver | WideMap | RunAgent | CallTool
+    Output
+    | Wait
+    | StartChild
+    | CallFunction
+    | HttpRequest
+    | ReadText
+    | MapOver
+    | WideMap
+    | RunAgent
+    | CallTool
 )
 
 
@@ -181,20 +199,11 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return Micros(now + int(delay * SECOND))
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What Ray must find room for. ``memory_mb`` in MiB. Declared resources make a step a Ray task."""
-
-    cpus: Annotated[float, msgspec.Meta(ge=0)] = 0
-    gpus: Annotated[float, msgspec.Meta(ge=0)] = 0
-    memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
-    custom: Mapping[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
-    labels: Mapping[str, str] = {}
-
-
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One compiled node. ``act`` is the kind's pure part bound to this node's checked configuration.
 
-    ``reads``: the nodes whose outputs its templates and expressions mention (a subset of ``needs``).
+    ``reads``: the nodes whose outputs its templates and expressions mention (a subset of ``needs``; inside
+    a map those that ``each`` mentions).
     ``condition``: the compiled ``when``; None = always.
     """
 
@@ -235,4 +244,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     output_reads: tuple[NodeId, ...] = ()
     timeout_seconds: float | None = None
     placement: PLACEMENT = "pooled"
+    queue: QueueRule | None = None
     resources: Resources | None = None
+    code: Code | None = None
