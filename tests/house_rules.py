@@ -119,6 +119,7 @@ ROOMS: Mapping[str, Room] = {
         first_party=frozenset({"runtime", "actors"}),
         third_party=frozenset(
             {
+                "aiohttp",
                 "anyio",
                 "fsspec",
                 "httpcore",

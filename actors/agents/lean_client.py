@@ -1,18 +1,15 @@
-"""The client of OpenAI-compatible endpoints, with three short ways where many runs at once spend their time.
+"""The client of OpenAI-compatible endpoints, with two short ways where many runs at once spend their time.
 
 A streamed answer is mostly pieces of text, and the model library takes a fifth of a millisecond for each:
 here whoever waits for the text is told at once, and the library gets pieces next to each other as one. A
 request is plain JSON already when the library hands it over, so it is sent as it is instead of being walked
-for names to translate. And a pool looks through all its connections for every request: several small ones
-look through less.
+for names to translate.
 """
 
-import itertools
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any, Literal
 
-import httpx2
 import msgspec
 from openai import AsyncOpenAI, AsyncStream, NotGiven, Omit, not_given
 from openai._base_client import make_request_options
@@ -146,21 +143,3 @@ def text_of(data: str) -> str | None:
         return _decode(data).choices[0].delta.content
     except (msgspec.DecodeError, UnicodeEncodeError):
         return None
-
-
-class SpreadTransport(httpx2.AsyncBaseTransport):
-    """One pool of connections made of ``parts``, used in turn."""
-
-    def __init__(self, connections_max: int, parts: int) -> None:
-        each = -(-connections_max // parts)
-        limits = httpx2.Limits(max_connections=each, max_keepalive_connections=each)
-        trust = httpx2.create_ssl_context()  # costly, and the same for all
-        self._parts = [httpx2.AsyncHTTPTransport(verify=trust, limits=limits) for _ in range(parts)]
-        self._turn = itertools.cycle(self._parts)
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await next(self._turn).handle_async_request(request)
-
-    async def aclose(self) -> None:
-        for part in self._parts:
-            await part.aclose()

@@ -6,11 +6,10 @@ rules and environment variables. Any other name goes to the OpenAI-compatible en
 """
 
 import os
-from urllib.request import getproxies
 
 import httpx2
 import msgspec
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAioHttpClient
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models import Model, ModelRequestParameters, infer_model
@@ -25,7 +24,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from actors.agents.errors import ModelNotConfigured
 from actors.agents.home import AgentSettings
-from actors.agents.lean_client import LeanClient, SpreadTransport
+from actors.agents.lean_client import LeanClient
 
 OFFLINE = "offline"
 OFFLINE_LABEL = "[offline model] "
@@ -34,7 +33,6 @@ SILENCE_SECONDS = 300.0
 """How long a provider may send nothing before the call counts as broken."""
 
 _MODELS_MAX = 256
-_POOLS = 16
 
 NOT_CONFIGURED = (
     "no model is configured: set HELIOGRAPH_MODEL, and HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
@@ -118,11 +116,9 @@ class Models:
 
     def _shared_http(self) -> httpx2.AsyncClient:
         if self._http is None:
-            # Taken in turn, a part may be full while another is not: so there is twice the room. A proxy of
-            # the environment is only used by a transport of the library's own.
-            most = 2 * self._settings.model_calls_max
-            self._http = httpx2.AsyncClient(
-                transport=None if getproxies() else SpreadTransport(most, _POOLS),
+            # Its parser is C: a piece of a streamed answer costs half of what the usual transport takes.
+            most = self._settings.model_calls_max
+            self._http = DefaultAioHttpClient(
                 limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
                 timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
                 follow_redirects=True,

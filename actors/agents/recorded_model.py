@@ -37,6 +37,7 @@ from actors.agents.messages import Answer, answer_of, request_hash, response_of,
 from actors.agents.models import NamedModel
 from actors.agents.prices import PriceTable
 from actors.agents.tracing import model_span
+from actors.agents.turns import Turns
 from actors.step_journal import StepJournal
 from runtime.events import MessageRecorded
 from runtime.ids import SECOND, Micros
@@ -61,6 +62,7 @@ class Calls:
         """``key``: of the endpoint; cut out of every error."""
         self.prices = prices
         self.room = asyncio.Semaphore(calls_max)
+        self.turns = Turns()
         self.key = key
 
 
@@ -200,6 +202,7 @@ class RecordedModel(WrapperModel):
                         # of the library's frames that wait for its end.
                         call = asyncio.create_task(self._stream(step, messages, settings, parameters))
                         response = await call
+                        await self._calls.turns.take()
                         span.used(self._calls.prices.usage(self._named.name, response.usage))
                     return response, time.perf_counter() - began
         raise AssertionError("tenacity ends by an answer or an exception")
@@ -220,6 +223,7 @@ class RecordedModel(WrapperModel):
         parameters: ModelRequestParameters,
     ) -> ModelResponse:
         told = _Told(self._journal, step)
+        await self._calls.turns.take()
         token = TEXT.set(told.hear)
         try:
             async with self.wrapped.request_stream(messages, settings, parameters) as stream:

@@ -73,6 +73,7 @@ class AgentService:
 
     async def _run_agent(self, action: RunAgent, journal: StepJournal) -> Json:
         shared = await self._open()
+        await shared.calls.turns.take()
         output = await AgentRun(shared, action.spec, journal).run()
         return output.output if action.plain else msgspec.to_builtins(output)
 
