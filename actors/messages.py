@@ -49,9 +49,13 @@ class Unwatch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Adopt(msgspec.Struct, frozen=True, tag=True):
-    """Take over every open execution of ``owner``, a host that does not come back."""
+    """Take over every open execution of ``owner``, a host that does not come back or is leaving.
+
+    ``held``: what a leaving host still works on; it keeps these for now.
+    """
 
     owner: str
+    held: tuple[str, ...] = ()
 
 
 Message = Start | Send | Watch | Unwatch | Adopt
@@ -101,13 +105,21 @@ class FeedBatch(msgspec.Struct, frozen=True):
 
 
 class HostStatus(msgspec.Struct, frozen=True):
-    """``state``: recovering until the open executions of a former life were taken over."""
+    """How a host is. ``node``: Ray's id of the machine it is on, empty without Ray.
+
+    ``state``: recovering until the open executions of a former life were taken over; draining: takes no new
+    ones, and gives away what it has. ``busy``: share of one CPU its process used lately. ``running_max``: the
+    executions it admits at once.
+    """
 
     incarnation: str
-    state: Literal["recovering", "running"]
+    state: Literal["recovering", "running", "draining"]
     in_memory: int
     queued: int
     admitted: int
+    running_max: int = 0
+    busy: float = 0.0
+    node: str = ""
 
 
 _REFUSALS: dict[str, type[DomainError]] = {
@@ -132,3 +144,4 @@ decode_messages = msgspec.msgpack.Decoder(tuple[Message, ...]).decode
 decode_answers = msgspec.msgpack.Decoder(tuple[Answer, ...]).decode
 decode_feed = msgspec.msgpack.Decoder(FeedBatch).decode
 decode_status = msgspec.msgpack.Decoder(HostStatus).decode
+decode_ids = msgspec.msgpack.Decoder(tuple[str, ...]).decode

@@ -21,9 +21,10 @@ import structlog
 from ray.exceptions import RayError
 
 from actors import messages, ray_cluster
-from actors.client import ExecutionClient, HostLink
+from actors.client import ExecutionClient
 from actors.host import ExecutionHost
 from actors.host_config import HostConfig
+from actors.host_link import HostLink
 from actors.ray_cluster import NAMESPACE
 from actors.ray_settings import RaySettings
 from runtime.errors import DomainError, Overloaded, Unavailable

@@ -11,8 +11,10 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import client as client_module
-from actors.client import ExecutionClient, HostLink, LaggedBehind
+from actors import host_link
+from actors.client import ExecutionClient, LaggedBehind
 from actors.host import Host
+from actors.host_link import HostLink
 from actors.messages import Delta
 from runtime import commands
 from runtime.blob_store import BlobStore
@@ -187,7 +189,7 @@ def test_refusals_arrive_as_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_full_outbox_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "OUTBOX_MESSAGES_MAX", 5)
+    monkeypatch.setattr(host_link, "OUTBOX_MESSAGES_MAX", 5)
 
     async def story() -> None:
         async with one_host(tmp_path) as (_, _, gateway):
@@ -201,7 +203,7 @@ def test_a_full_outbox_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_host_that_does_not_come_back_makes_its_messages_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "ANSWER_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(host_link, "ANSWER_SECONDS_MAX", 0.3)
 
     async def story() -> None:
         async with one_host(tmp_path) as (_, _, gateway):
@@ -328,7 +330,7 @@ def test_a_follower_goes_on_when_its_execution_moves_to_another_host(
 def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "READER_ITEMS_MAX", 10)
+    monkeypatch.setattr(host_link, "READER_ITEMS_MAX", 10)
 
     async def story() -> None:
         async with one_host(tmp_path) as (home, host, gateway):

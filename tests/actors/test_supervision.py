@@ -12,8 +12,7 @@ import psutil
 import pytest
 import ray
 
-from actors import client as client_module
-from actors import supervision
+from actors import host_link, supervision
 from actors.client import ExecutionClient
 from actors.host_config import HostConfig
 from actors.ray_settings import RaySettings
@@ -33,8 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules with short bounds; the Ray of the suite is not ours to end."""
     monkeypatch.setattr(supervision, "LOST_SECONDS", 1.0)
     monkeypatch.setattr(supervision, "INSPECT_SECONDS", 0.2)
-    monkeypatch.setattr(client_module, "POLL_SECONDS", 0.5)
-    monkeypatch.setattr(client_module, "POLL_GRACE_SECONDS", 1.5)
+    monkeypatch.setattr(host_link, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(host_link, "POLL_GRACE_SECONDS", 1.5)
     monkeypatch.setattr(supervision, "_shutdown_ray", lambda: None)
 
 

@@ -96,11 +96,11 @@ def impatient(connect: Connect) -> Connect:
         await connect(opened, on_ready)
         if os.environ.get("FAULT_IMPATIENT"):
             # Only now: importing these imports Ray, whose environment `connect` has prepared.
-            import actors.client
+            import actors.host_link
             import actors.supervision
 
-            actors.client.POLL_SECONDS = actors.client.POLL_GRACE_SECONDS = IMPATIENT_SECONDS
-            actors.client.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
+            actors.host_link.POLL_SECONDS = actors.host_link.POLL_GRACE_SECONDS = IMPATIENT_SECONDS
+            actors.host_link.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
             actors.supervision.LOST_SECONDS = IMPATIENT_SECONDS
 
     return connect_and_hurry

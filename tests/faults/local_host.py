@@ -16,10 +16,11 @@ import msgspec
 from actors import step_context
 from actors.agent_nodes import AgentNodes
 from actors.agents.home import AgentSettings
-from actors.client import ExecutionClient, HostLink
+from actors.client import ExecutionClient
 from actors.egress_transport import VettedClientFactory
 from actors.host import Host
 from actors.host_config import HostConfig
+from actors.host_link import HostLink
 from actors.performer import Performer
 from actors.step_call import StepCall, StepOutcome
 from actors.step_context import StepContext
