@@ -1,8 +1,8 @@
 """Child flows: started once, waited for until their end, wherever they live and whatever crashes.
 
 A child is an execution like any other, with its own stream. Its id is derived from parent, node and
-attempt, so a parent that recovers finds the child it started before. The parent learns the end from this
-host when the child lives here, and from the log otherwise.
+attempt (or item of a map), so a parent that recovers finds the child it started before. The parent learns
+the end from this host when the child lives here, and from the log otherwise.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from runtime import commands, execution
 from runtime.errors import Conflict, DomainError, InvalidTransition, InvariantViolated, Unavailable
 from runtime.event_log import EventLog, Recorded
 from runtime.events import StepError
-from runtime.ids import FlowId, Micros, NodeId, TenantId
+from runtime.ids import FlowId, FlowVersion, Micros, NodeId, TenantId
 from runtime.state import ExecutionState, NodeState
 
 log = structlog.get_logger(__name__)
@@ -50,11 +50,27 @@ class Home(Protocol):
 
 def child_id(parent_id: str, node_id: NodeId, attempt: int) -> str:
     """Derived, not drawn: a repeated start after a crash finds the child it started before."""
-    name = f"{parent_id}:{node_id}:{attempt}".encode()
-    digest = bytearray(hashlib.sha256(name).digest()[:16])
+    return _derived(parent_id, f"{parent_id}:{node_id}:{attempt}")
+
+
+def child_of_item(parent_id: str, node_id: NodeId, index: int, tries: int = 1) -> str:
+    """The child that a map's item runs in, at its so-many-th try. Derived, as ``child_id``."""
+    return _derived(parent_id, f"{parent_id}:{node_id}:#{index}:{tries}")
+
+
+def _derived(parent_id: str, name: str) -> str:
+    digest = bytearray(hashlib.sha256(name.encode()).digest()[:16])
     # Version 8 (made by our own rule), set by hand: uuid.UUID refuses it before Python 3.14.
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
+    try:
+        parent = uuid.UUID(parent_id)
+    except ValueError:
+        parent = None
+    if parent is not None and parent.bytes[6] >> 4 in (7, 8):
+        # The time of the parent: stores keep what began together together (events by id), and a family
+        # leaves them as one. A child of a child has it from its parent, whose version is 8.
+        digest[:6] = parent.bytes[:6]
     return str(uuid.UUID(bytes=bytes(digest)))
 
 
@@ -129,8 +145,11 @@ class Children:
     async def _start(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> None:
         if self._depth(parent) >= DEPTH_MAX:
             raise InvalidTransition(f"flows are nested more than {DEPTH_MAX} deep")
-        tenant, flow_id = TenantId(parent.tenant), FlowId(node.child_flow)
-        version = await until_available(lambda: self._plans.latest(tenant, flow_id), "read a child's flow")
+        name, _, wanted = node.child_flow.partition("@")
+        tenant, flow_id = TenantId(parent.tenant), FlowId(name)
+        version = FlowVersion(wanted) or await until_available(
+            lambda: self._plans.latest(tenant, flow_id), "read a child's flow"
+        )
         command = commands.StartExecution(
             at=self._home.now(),
             by=parent.by,

@@ -345,7 +345,7 @@ class ExecutionActor:
                         node_id=node_id,
                         attempt=attempt,
                         child_id=self._shell.child_id(self.state, node_id, attempt),
-                        child_flow=action.flow_id,
+                        child_flow=action.flow,
                         child_input=action.input,
                     )
                 )

@@ -19,10 +19,9 @@ MIB = 1024 * 1024
 class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A run of items of a wide map, which one worker works on in one call (see ``chunk_run``).
 
-    ``first``: place of the first item in the source; ``index_first`` and ``index_step``: the items' indices.
-    ``document``: the map's ``each``. ``scope``: what it can see beside the item, or ``scope_ref`` when that is
-    large. ``stop_after_seconds``: no further item begins then, and the rest is handed back. ``fail_fast``: an
-    item that fails for good ends the chunk.
+    ``first``: index of the first item. ``document``: the map's ``each``. ``scope``: what it can see beside
+    the item, or ``scope_ref`` when that is large. ``stop_after_seconds``: no further item begins then, and
+    the rest is handed back; 0: never. ``fail_fast``: an item that fails for good ends the chunk.
     """
 
     first: int
@@ -30,8 +29,6 @@ class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     document: msgspec.Raw
     scope: msgspec.Raw = msgspec.Raw(b"{}")
     scope_ref: BlobRef | None = None
-    index_first: int = 0
-    index_step: int = 1
     stop_after_seconds: float = 0.0
     fail_fast: bool = False
 

@@ -8,7 +8,16 @@ from typing import Literal
 
 import msgspec
 
-from runtime.events import BlobRef, ChunkResult, FileDescriptor, ItemOutcome, Json, StepError, StepLogs, ToolCall
+from runtime.events import (
+    BlobRef,
+    ChunkResult,
+    FileDescriptor,
+    ItemOutcome,
+    Json,
+    StepError,
+    StepLogs,
+    ToolCall,
+)
 from runtime.ids import Micros, NodeId
 
 
@@ -19,7 +28,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
-    """``placement`` empty: what the flow says."""
+    """``placement`` empty: what the flow says. ``queue_key``, ``priority``: see ``queue_keys.placed``."""
 
     execution_id: str
     tenant: str
@@ -39,6 +48,8 @@ class StartExecution(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     subject: str = ""
     placement: Literal["", "pooled", "dedicated"] = ""
     owner: str = ""
+    queue_key: str = ""
+    priority: int = 0
 
 
 class TakeOver(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
@@ -48,7 +59,9 @@ class TakeOver(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True)
 
 
 class Admit(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
-    """Leave the queue: nodes may start."""
+    """Leave the queue: nodes may start. ``queue_slot``: which of its queue's slots it holds to its end."""
+
+    queue_slot: int | None = None
 
 
 class StartNode(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):

@@ -111,6 +111,7 @@ class Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted and durable; ``owner`` is the host that holds it. Always version 1.
 
     ``subject``: the resource it is a run of, e.g. ``workflow:<id>``; empty when it stands alone.
+    ``queue_key``: its queue among those of its tenant and flow; empty without one.
     """
 
     TOPIC = "execution.queued"
@@ -131,6 +132,8 @@ class Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
     subject: str = ""
+    queue_key: str = ""
+    priority: int = 0
 
 
 class Recovered(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,9 +144,10 @@ class Recovered(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Started(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Admitted: the first nodes may be scheduled."""
+    """Admitted: the first nodes may be scheduled. ``queue_slot``: what it holds of its queue to its end."""
 
     TOPIC = "execution.started"
+    queue_slot: int | None = None
 
 
 class Paused(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -201,7 +205,7 @@ class NodeWaiting(Event, frozen=True, kw_only=True, omit_defaults=True):
     """The node holds no resources until its timer fires, its signal or its child's end arrives.
 
     Exactly one of ``signal``, ``child_id`` is set, or neither for a plain timer; ``until`` is the
-    timer (and the time-out of a signal).
+    timer (and the time-out of a signal). ``child_flow``: ``id``, or ``id@version``.
     """
 
     TOPIC = "execution.node_waiting"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from runtime import events
+from runtime import chunks, events
 from runtime.errors import Diverged
 from runtime.events import Event
 from runtime.ids import SECOND, Micros, NodeId
@@ -46,6 +46,8 @@ def begin(event: Event) -> ExecutionState:
         files=event.files,
         request_key=event.request_key,
         subject=event.subject,
+        queue_key=event.queue_key,
+        priority=event.priority,
     )
 
 
@@ -68,6 +70,7 @@ def evolve(state: ExecutionState, event: Event) -> ExecutionState:
             | events.NodeSkipped()
             | events.NodeWaiting()
             | events.NodeProgressed()
+            | events.ChunksRecorded()
             | events.TimerFired()
         ):
             return _evolve_node(state, event)
@@ -82,13 +85,23 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
     match event:
         case events.Started():
             status: Status = "paused" if state.paused else "running"
-            return replace(state, version=version, updated_at=at, status=status, started_at=at)
+            return replace(
+                state,
+                version=version,
+                updated_at=at,
+                status=status,
+                started_at=at,
+                queue_slot=event.queue_slot,
+            )
         case events.Recovered():
-            return replace(state, version=version, updated_at=at, owner=event.owner)
+            # What nobody worked on for a while would spoil the rates.
+            nodes = _without_marks(state.nodes)
+            return replace(state, version=version, updated_at=at, owner=event.owner, nodes=nodes)
         case events.Paused():
             return replace(state, version=version, updated_at=at, paused=True, status="paused")
         case events.Resumed():
-            resumed = replace(state, version=version, updated_at=at, paused=False)
+            nodes = _without_marks(state.nodes)
+            resumed = replace(state, version=version, updated_at=at, paused=False, nodes=nodes)
             return replace(resumed, status=_open_status(resumed))
         case events.CancellationRequested():
             return replace(
@@ -168,6 +181,7 @@ _NodeEvent = (
     | events.NodeSkipped
     | events.NodeWaiting
     | events.NodeProgressed
+    | events.ChunksRecorded
     | events.TimerFired
 )
 
@@ -189,7 +203,8 @@ def _evolve_node(state: ExecutionState, event: _NodeEvent) -> ExecutionState:
     # the flow leaves the progress where it was until the result is recorded.
     progress = state.progress
     if completed < state.total_nodes:
-        share = round(100.0 * completed / state.total_nodes, 2)
+        part = after.chunks.share if after.chunks and after.status == "running" else 0.0
+        share = round(100.0 * (completed + part) / state.total_nodes, 2)
         progress = max(progress, min(share, 99.99))  # 29,999 of 30,000 would round up to the end
     skips = state.skips
     signals = state.signals
@@ -228,6 +243,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 started_version=event.originator_version,
                 started_at=before.started_at if before else event.at,
                 outcomes=before.outcomes if before else {},
+                chunks=before.chunks if before else None,
                 steps=before.steps if before else {},
             )
         case events.NodeSkipped():
@@ -246,6 +262,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 output=event.output,
                 output_ref=event.output_ref,
                 outcomes={},
+                chunks=before.chunks and replace(before.chunks, recorded=(), marks=()),
                 steps={},
                 wake_at=None,
                 error=None,
@@ -276,8 +293,22 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
             return replace(
                 before, outcomes=outcomes, total=event.total, steps=_without_items(before.steps, event)
             )
+        case events.ChunksRecorded():
+            known = chunks.after(before.chunks, event)
+            if known is None:
+                raise Diverged(f"{state.execution_id}: chunks of node {event.node_id} don't fit those before")
+            return replace(before, chunks=known)
         case events.TimerFired():
             return replace(before, wake_at=None)
+
+
+def _without_marks(nodes: Mapping[NodeId, NodeState]) -> Mapping[NodeId, NodeState]:
+    if not any(node.chunks and node.chunks.marks for node in nodes.values()):
+        return nodes
+    return {
+        node_id: replace(node, chunks=replace(node.chunks, marks=())) if node.chunks else node
+        for node_id, node in nodes.items()
+    }
 
 
 def _without_items(steps: Mapping[str, StepState], event: events.NodeProgressed) -> Mapping[str, StepState]:

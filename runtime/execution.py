@@ -12,7 +12,7 @@ Invariants: versions rise by one; a terminal state never changes; after an accep
 from collections.abc import Iterable
 from typing import NamedTuple, TypedDict, assert_never
 
-from runtime import commands, events
+from runtime import chunks, commands, events
 from runtime.commands import Command
 from runtime.errors import InvalidTransition
 from runtime.events import Event, StepError
@@ -99,6 +99,8 @@ def start(command: commands.StartExecution, plan: Plan) -> Decision:
         files=command.files,
         request_key=command.request_key,
         subject=command.subject,
+        queue_key=command.queue_key,
+        priority=command.priority,
     )
     return Decision((queued,), begin(queued))
 
@@ -117,6 +119,7 @@ def decide(state: ExecutionState, plan: Plan, command: Command) -> Decision:
             | commands.RecordFailed()
             | commands.RecordWaiting()
             | commands.RecordProgress()
+            | commands.RecordChunks()
         ):
             _record_outcome(draft, plan, command)
         case commands.FireTimer() | commands.RecordChildEnd() | commands.Signal():
@@ -153,7 +156,7 @@ def _change_status(draft: _Draft, command: Command) -> None:
             draft.emit(events.Recovered(**draft.head(), owner=command.owner))
         case commands.Admit():
             if state.started_at is None and state.cancel_requested_at is None:
-                draft.emit(events.Started(**draft.head()))
+                draft.emit(events.Started(**draft.head(), queue_slot=command.queue_slot))
         case commands.Pause():
             _require_not_cancelling(state)
             if not state.paused:
@@ -252,7 +255,11 @@ def _record_outcome(
     draft: _Draft,
     plan: Plan,
     command: (
-        commands.RecordCompleted | commands.RecordFailed | commands.RecordWaiting | commands.RecordProgress
+        commands.RecordCompleted
+        | commands.RecordFailed
+        | commands.RecordWaiting
+        | commands.RecordProgress
+        | commands.RecordChunks
     ),
 ) -> None:
     node = _running(draft.state, command.node_id, command.attempt)
@@ -302,8 +309,32 @@ def _record_outcome(
                         items=fresh,
                     )
                 )
+        case commands.RecordChunks():
+            _record_chunks(draft, node, command)
         case _:
             assert_never(command)
+
+
+def _record_chunks(draft: _Draft, node: NodeState, command: commands.RecordChunks) -> None:
+    known = node.chunks or chunks.ChunkState(source=command.source)
+    fresh = chunks.news_of(known.recorded, command.chunks)
+    if node.chunks is not None and not fresh and command.total in (None, known.total):
+        return
+    head = draft.head(node.started_version)
+    after = chunks.with_chunks(known, head["at"], command.total, fresh)
+    draft.emit(
+        events.ChunksRecorded(
+            **head,
+            node_id=command.node_id,
+            attempt=command.attempt,
+            total=command.total,
+            source="" if node.chunks else command.source,
+            chunks=fresh,
+            done=after.done,
+            failed=after.failed,
+            rate=chunks.rate(after.marks),
+        )
+    )
 
 
 def _news_of(node: NodeState, items: tuple[events.ItemOutcome, ...]) -> tuple[events.ItemOutcome, ...]:

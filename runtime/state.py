@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from runtime.chunks import ChunkState
 from runtime.events import BlobRef, FileDescriptor, ItemOutcome, Json, MessageRecorded, StepError
 from runtime.ids import Micros, NodeId
 
@@ -49,6 +50,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
 
     ``wake_at``: the timer of a waiting node, or when the next attempt of a retrying one is due.
     ``outcomes``: recorded items of a map, by index. ``total``: its number of items once known.
+    ``chunks``: what is recorded of a wide map; its list of chunks is dropped when the node completes.
     ``steps``: the calls of an agent node, in the order they began; kept across attempts, so that no
     answered call is made again.
     ``started_version``: the ``NodeStarted`` of the latest attempt; it causes that attempt's outcome.
@@ -70,6 +72,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     on_timeout: Literal["fail", "continue"] = "fail"
     outcomes: Mapping[int, ItemOutcome] = {}
     total: int = 0
+    chunks: ChunkState | None = None
     steps: Mapping[str, StepState] = {}
 
 
@@ -89,6 +92,7 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
 
     ``active`` nodes hold resources now; ``waiting`` ones hold none. ``progress`` is 0.0-100.0, never
     falls, and is 100.0 only when completed. ``signals`` arrived before a node waited for them.
+    ``queue_slot``: held from the start to the end; None without a bound on its queue's concurrency.
     ``cost``: US dollars; ``cost_known`` is false once a model without a price was called.
     """
 
@@ -119,6 +123,9 @@ class ExecutionState(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileDescriptor, ...] = ()
     request_key: str = ""
     subject: str = ""
+    queue_key: str = ""
+    priority: int = 0
+    queue_slot: int | None = None
     nodes: Mapping[NodeId, NodeState] = {}
     skips: frozenset[NodeId] = frozenset()
     completed_nodes: int = 0

@@ -5,6 +5,7 @@ attempts), crashes and folds the log again. A failure prints the steps that lead
 repeats a run.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import settings
@@ -21,7 +22,7 @@ from runtime import codec, commands, events
 from runtime.commands import Command
 from runtime.errors import InvalidTransition
 from runtime.event_log import Recorded
-from runtime.events import TERMINAL_EVENTS, Event, ItemOutcome, StepError
+from runtime.events import TERMINAL_EVENTS, ChunkResult, Event, ItemOutcome, StepError
 from runtime.execution import decide, fold, start
 from runtime.ids import SECOND, Micros, NodeId, Position
 from runtime.plan import Plan, RetryPolicy
@@ -35,6 +36,10 @@ STEPS = ("model-1", "tool-a", "model-2")
 ERROR = StepError(type="ValueError", message="boom")
 END_STEPS_MAX = 2_000
 """Steps within which every execution can be brought to its end."""
+
+
+def _items(chunks: Iterable[ChunkResult]) -> list[int]:
+    return [item for chunk in chunks for item in range(chunk.first, chunk.first + chunk.items)]
 
 
 @st.composite
@@ -273,6 +278,21 @@ class Histories(RuleBasedStateMachine):
                 recorded = [item.index for item in event.items]
                 assert len(recorded) == len(set(recorded))
                 assert not known & set(recorded), "a recorded success stands"
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), runs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=3))
+    def an_attempt_reports_chunks(self, data: st.DataObject, runs: list[tuple[int, int]]) -> None:
+        """Also of items that are recorded already."""
+        node_id, attempt = self._ticket(data)
+        before = self.state.nodes[node_id].chunks
+        known = _items(before.recorded) if before else []
+        done = tuple(ChunkResult(first=first, items=items) for first, items in runs)
+        fields = {"attempt": attempt, "source": "s", "total": 12, "chunks": done}
+        for event in self._do(commands.RecordChunks, node_id=node_id, **fields) or ():
+            if isinstance(event, events.ChunksRecorded):
+                items = _items(event.chunks)
+                assert len({*known, *items}) == len(known) + len(items), "an item is recorded once"
+                assert event.done == len(known) + len(items)
 
     # --- the calls of an agent node ------------------------------------------------------------------------
 

@@ -181,7 +181,7 @@ def test_a_condition_follows_the_truth_of_jmespath() -> None:
             (
                 "a",
                 "each.kind",
-                "'sleep' can't stand in a map; only agent, chat_model, http_request, python, select,"
+                "'sleep' can't stand in a map; only agent, chat_model, flow, http_request, python, select,"
                 " template, text_file, tool",
             ),
         ),

@@ -169,11 +169,11 @@ def test_map_bounds_its_concurrency(concurrency: int) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["branch", "flow", "map", "sleep", "wait_for_signal"])
+@pytest.mark.parametrize("kind", ["branch", "map", "sleep", "wait_for_signal"])
 def test_map_holds_no_kind_that_waits_or_decides(kind: str) -> None:
     fields = {field for field, _ in refused("map", over="inputs.list", each={"kind": kind})}
 
-    assert fields & {"each.kind", "each.cases", "each.flow", "each.over", "each.signal"}
+    assert fields & {"each.kind", "each.cases", "each.each", "each.signal"}
 
 
 def test_flow_starts_a_child_with_its_input() -> None:
