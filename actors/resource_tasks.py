@@ -2,8 +2,15 @@
 
 The task is a generator of two items: where it started, and the outcome. The step's time counts from the
 first, so that waiting for a GPU is not charged. The function runs on a thread of its own while the task's
-main thread keeps the time, for then a step that hangs can still report what it had written. A task that
-can't be placed waits until it can be, or until its caller cancels.
+main thread keeps the time, for then a step that hangs can still report what it had written.
+
+    waiting --Ray placed it--> running --> answered
+      |  ^
+      v  | a node that can hold it joined
+    unplaceable: no node, and none that may be started, can ever hold it
+
+A task that can't be placed waits until it can be, or until its caller cancels. Whoever waits is told what is
+missing, once for each change. The unplaceable have a bound of their own, so that they use up nobody's turn.
 """
 
 import asyncio
@@ -11,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -20,6 +27,7 @@ import ray
 from ray.exceptions import RayError, WorkerCrashedError
 
 from actors import step_call
+from actors.cluster_view import ClusterView
 from actors.crash_report import KILL_SECONDS_MAX, crash_error, wait_until_gone
 from actors.step_call import MIB, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
@@ -33,34 +41,105 @@ DEATH_SECONDS_MAX = 30.0
 GRACE_MARGIN_SECONDS = 2.0
 PLACEMENTS_MAX = 3
 
+LOOK_SECONDS = 1.0
+"""How often those that wait are held against what the cluster's nodes have."""
+
+Tell = Callable[[tuple[str, ...]], None]
+"""Told what is missing for a step that can't be placed, and nothing (``()``) once it can be after all."""
+
+
+class _Wait:
+    """One step on its way to a place."""
+
+    __slots__ = ("is_placed", "missing", "resources", "tell")
+
+    def __init__(self, resources: Resources, tell: Tell | None) -> None:
+        self.resources = resources
+        self.tell = tell
+        self.missing: tuple[str, ...] = ()
+        self.is_placed = False
+
+    def lack(self, missing: tuple[str, ...]) -> None:
+        if missing != self.missing:
+            self.missing = missing
+            if self.tell is not None:
+                self.tell(missing)
+
+    def placed(self) -> None:
+        self.is_placed = True
+        self.lack(())
+
 
 class ResourceTasks:
     """The host's side: starts the tasks, follows and cancels them."""
 
-    def __init__(self, limits: WorkerLimits, tasks_max: int) -> None:
+    def __init__(self, limits: WorkerLimits, tasks_max: int, view: ClusterView | None = None) -> None:
         self._limits = limits
         self._encoded_limits = step_call.encode(limits)
         self._tasks_max = tasks_max
+        self._view = view or ClusterView()
+        self._waits: set[_Wait] = set()
+        self._watching: asyncio.Task[None] | None = None
         self._open: set[Any] = set()
         self._closed = False
 
-    async def run(self, call: StepCall) -> StepOutcome:
-        """As ``WorkerPool.run``. Raises: Overloaded at ``tasks_max`` placed and waiting tasks."""
-        if len(self._open) >= self._tasks_max:
-            raise Overloaded(f"{len(self._open)} steps with declared resources are under way")
-        outcome = await self._run_once(call)
+    @property
+    def unplaceable(self) -> int:
+        """Steps that no node can ever hold, as the cluster is."""
+        return sum(bool(wait.missing) for wait in self._waits)
+
+    async def run(self, call: StepCall, tell: Tell | None = None) -> StepOutcome:
+        """As ``WorkerPool.run``.
+
+        Raises: Overloaded at ``tasks_max`` steps that run or could run, and at as many that can't be placed.
+        """
+        if call.resources is None:
+            raise ValueError("a Ray task needs declared resources")
+        wait = _Wait(call.resources, tell)
+        missing = await self._view.missing(call.resources)
+        alike = sum(bool(other.missing) == bool(missing) for other in self._waits)
+        if alike >= self._tasks_max:
+            what = "can't be placed" if missing else "are under way"
+            raise Overloaded(f"{alike} steps with declared resources {what}")
+        self._waits.add(wait)
+        try:
+            wait.lack(missing)
+            self._watch()
+            return await self._run_placed(call, wait)
+        finally:
+            self._waits.discard(wait)
+
+    async def _run_placed(self, call: StepCall, wait: _Wait) -> StepOutcome:
+        outcome = await self._run_once(call, wait)
         for _ in range(PLACEMENTS_MAX - 1):
             if outcome.started or self._closed:
                 break
             # Its process died before the function began, for instance because Ray had handed the task
             # to one that was just being killed: not the function's fault, so not its attempt.
-            outcome = await self._run_once(call)
+            outcome = await self._run_once(call, wait)
         return outcome
 
-    async def _run_once(self, call: StepCall) -> StepOutcome:
-        if call.resources is None:
-            raise ValueError("a Ray task needs declared resources")
-        task = _step_task.options(**task_options(call.resources))
+    def _watch(self) -> None:
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._watch_waiting())
+
+    async def _watch_waiting(self) -> None:
+        """Hold those without a place against what the nodes have, while there are any."""
+        while not self._closed:
+            await asyncio.sleep(LOOK_SECONDS)
+            waiting = [wait for wait in self._waits if not wait.is_placed]
+            if not waiting:
+                return
+            alike: dict[bytes, tuple[str, ...]] = {}
+            for wait in waiting:
+                kind = step_call.encode(wait.resources)
+                if kind not in alike:
+                    alike[kind] = await self._view.missing(wait.resources)
+                if not wait.is_placed:
+                    wait.lack(alike[kind])
+
+    async def _run_once(self, call: StepCall, wait: _Wait) -> StepOutcome:
+        task = _step_task.options(**task_options(wait.resources))
         items: Any = task.remote(self._encoded_limits, step_call.encode(call))
         self._open.add(items)
         address = WorkerAddress(where="")
@@ -69,6 +148,7 @@ class ResourceTasks:
                 answer: bytes = await item
                 if not address.where:
                     address = step_call.decode_address(answer)
+                    wait.placed()
                     continue
                 outcome = step_call.decode_outcome(answer)
                 if outcome.error is not None and outcome.error.type == "TimeoutError":
@@ -92,8 +172,12 @@ class ResourceTasks:
 
     async def close(self) -> None:
         self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         for items in tuple(self._open):
             await self._kill(items)
+        await self._view.close()
 
     async def _end(self, items: Any, address: WorkerAddress, within: float) -> None:
         """Wait for the task's end, forced when it doesn't come ``within`` so many seconds."""
@@ -130,6 +214,10 @@ def task_options(resources: Resources) -> dict[str, Any]:
         options["memory"] = resources.memory_mb * MIB
     if resources.labels:
         options["label_selector"] = dict(resources.labels)
+    if resources.label_fallbacks:
+        options["fallback_strategy"] = [
+            {"label_selector": dict(selector)} for selector in resources.label_fallbacks
+        ]
     return options
 
 

@@ -42,7 +42,7 @@ from actors.crash_report import (
     last_words,
     wait_until_gone,
 )
-from actors.resource_tasks import ResourceTasks, timed_out
+from actors.resource_tasks import ResourceTasks, Tell, timed_out
 from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorkerActor
 from runtime.errors import Overloaded, Unavailable
@@ -162,8 +162,15 @@ class WorkerPool:
         """Calls no worker has taken yet."""
         return self._waiting
 
-    async def run(self, call: StepCall) -> StepOutcome:
+    @property
+    def unplaceable(self) -> int:
+        """Steps with declared resources that no node can ever hold, as the cluster is."""
+        return self._tasks.unplaceable
+
+    async def run(self, call: StepCall, tell: Tell | None = None) -> StepOutcome:
         """Run the call in a worker and say how it ended; a fault of the function is an outcome.
+
+        ``tell`` hears what is missing while a step with declared resources can't be placed.
 
         Cancelling the caller cancels the step: it is asked to stop, killed after the grace period, and
         ``CancelledError`` is raised when it has really ended.
@@ -172,7 +179,7 @@ class WorkerPool:
         if self._closed:
             raise Unavailable("the worker pool is closed")
         if call.resources is not None:
-            return await self._tasks.run(call)
+            return await self._tasks.run(call, tell)
         if self._waiting >= self._settings.queue_max:
             raise Overloaded(f"{self._waiting} steps are waiting for a worker")
         pending = _Pending(call, asyncio.get_running_loop())

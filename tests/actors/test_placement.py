@@ -1,0 +1,138 @@
+"""Steps with declared resources on several nodes: fake GPUs, labels, and a node that joins late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.step_call import StepCall, StepOutcome, WorkerLimits
+from actors.worker_pool import PoolSettings, WorkerPool
+from runtime.errors import Overloaded
+from runtime.ids import ExecutionId, NodeId
+from runtime.placement import Resources
+
+pytestmark = [pytest.mark.ray]
+
+T = TypeVar("T")
+OBJECT_STORE_BYTES = 78 * 1024 * 1024
+SETTINGS = PoolSettings(workers_max=1, tasks_max=2, limits=WorkerLimits(grace_seconds=0.3))
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_cluster: str) -> Iterator[Cluster]:
+    """The suite's Ray as the head of Ray's test cluster; what a test adds to it ends with the module."""
+    cluster: Any = Cluster(initialize_head=False, shutdown_at_exit=False)
+    cluster.head_node = ray._private.worker._global_node  # pyright: ignore
+    cluster.redis_address = cluster.head_node.redis_address
+    added: list[Any] = []
+
+    def add_node(**options: Any) -> Any:
+        node: Any = cast(Any, Cluster).add_node(
+            cluster, wait=False, object_store_memory=OBJECT_STORE_BYTES, **options
+        )
+        added.append(node)
+        return node
+
+    cluster.add_node = add_node
+    yield cluster
+    for node in added:
+        node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+
+
+def in_pool(work: Callable[[WorkerPool], Awaitable[T]]) -> T:
+    async def main() -> T:
+        pool = WorkerPool(SETTINGS)
+        try:
+            async with asyncio.timeout(60):
+                return await work(pool)
+        finally:
+            await pool.close()
+
+    return asyncio.run(main())
+
+
+def call(resources: Resources, function: str = "where_am_i", **arguments: Any) -> StepCall:
+    return StepCall(
+        execution_id=ExecutionId("e1"),
+        node_id=NodeId("n1"),
+        attempt=1,
+        key="e1:n1:1",
+        function=f"tests.actors.sample_steps:{function}",
+        arguments=arguments,
+        resources=resources,
+    )
+
+
+class Told:
+    """What a step was told about its place."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, ...]] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, missing: tuple[str, ...]) -> None:
+        self.all.append(missing)
+        self._news.set()
+
+    async def first(self) -> tuple[str, ...]:
+        await self._news.wait()
+        return self.all[0]
+
+
+def test_a_step_that_no_node_can_hold_says_what_is_missing_and_starts_when_one_joins(cluster: Any) -> None:
+    wanted = Resources(gpus=2, labels={"zone": "attic"}, label_fallbacks=({"zone": "in(cellar, loft)"},))
+
+    async def work(pool: WorkerPool) -> tuple[StepOutcome, list[tuple[str, ...]], int]:
+        told = Told()
+        running = asyncio.ensure_future(pool.run(call(wanted), told))
+        await told.first()
+        waiting = pool.unplaceable
+        await asyncio.to_thread(cluster.add_node, num_cpus=1, num_gpus=2, labels={"zone": "cellar"})
+        return await running, told.all, waiting
+
+    outcome, told, waiting = in_pool(work)
+    assert waiting == 1
+    assert told == [
+        ("a node labelled zone=attic: there is none", "a node labelled zone=in(cellar, loft): there is none"),
+        (),
+    ]
+    assert outcome.output["gpus"] == "0,1"
+    assert outcome.output["labels"]["zone"] == "cellar"
+
+
+def test_parts_of_a_gpu_are_shared_and_busy_is_not_missing(cluster: Any) -> None:
+    async def work(pool: WorkerPool) -> tuple[list[Any], list[tuple[str, ...]]]:
+        told = Told()
+        # Half of one is held by each of two; what comes third waits for them, and nothing is missing.
+        steps = [call(Resources(gpus=0.5), seconds=0.2) for _ in range(2)]
+        outcomes = await asyncio.gather(*(pool.run(step, told) for step in steps))
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        return [outcome.output["gpus"] for outcome in outcomes], told.all
+
+    gpus, told = in_pool(work)
+    assert set(gpus) <= {"0", "1"}
+    assert told == []
+
+
+def test_steps_that_can_not_be_placed_use_up_nobody_elses_turn(cluster: Any) -> None:
+    nowhere = Resources(custom={"no_such_thing": 1})
+
+    async def work(pool: WorkerPool) -> Any:
+        told = [Told(), Told()]
+        lost = [asyncio.ensure_future(pool.run(call(nowhere), one)) for one in told]
+        for one in told:
+            assert await one.first() == ("1 no_such_thing: no node has any",)
+        with pytest.raises(Overloaded, match="can't be placed"):
+            await pool.run(call(nowhere))
+        outcome = await pool.run(call(Resources(cpus=1)))
+        for one in lost:
+            one.cancel()
+        await asyncio.gather(*lost, return_exceptions=True)
+        return outcome.output
+
+    assert in_pool(work)["gpus"] == ""
