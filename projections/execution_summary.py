@@ -27,6 +27,7 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     ``input``, ``input_ref``, ``output``, ``output_ref`` and ``files`` are JSON text; ``position`` is that of
     the last event.
     ``subject``: the resource it is a run of, or empty. ``cost`` in US dollars.
+    ``queue_key``: empty without a queue; ``queue_slot``: what it holds of that queue now.
     ``wake_at``: the next time something is due by itself (a timer, a retry, the deadline).
     """
 
@@ -48,6 +49,8 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     files: str
     deadline_at: int | None
     subject: str
+    queue_key: str
+    priority: int
     status: str
     progress: float
     current_node: str | None
@@ -73,6 +76,7 @@ class ExecutionRow(msgspec.Struct, frozen=True):
     cache_write_tokens: int
     cost: float
     cost_known: int
+    queue_slot: int | None
 
 
 CREATE = (
@@ -96,6 +100,8 @@ CREATE = (
         files TEXT NOT NULL,
         deadline_at BIGINT,
         subject TEXT NOT NULL,
+        queue_key TEXT NOT NULL,
+        priority BIGINT NOT NULL,
         status TEXT NOT NULL,
         progress DOUBLE PRECISION NOT NULL,
         current_node TEXT,
@@ -120,7 +126,8 @@ CREATE = (
         cache_read_tokens BIGINT NOT NULL,
         cache_write_tokens BIGINT NOT NULL,
         cost DOUBLE PRECISION NOT NULL,
-        cost_known BIGINT NOT NULL
+        cost_known BIGINT NOT NULL,
+        queue_slot BIGINT
     )
     """,
     "CREATE INDEX IF NOT EXISTS executions_by_tenant ON executions (tenant, created_at, execution_id)",
@@ -130,6 +137,14 @@ CREATE = (
     "CREATE INDEX IF NOT EXISTS executions_by_subject ON executions (tenant, subject, created_at)"
     " WHERE subject <> ''",
     "CREATE INDEX IF NOT EXISTS executions_due ON executions (owner, wake_at) WHERE wake_at IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS executions_queued"
+    " ON executions (tenant, flow_id, queue_key, started_at, owner)"
+    " WHERE ended_at IS NULL AND queue_key <> ''",
+    "CREATE INDEX IF NOT EXISTS executions_by_start ON executions (tenant, flow_id, queue_key, started_at)"
+    " WHERE started_at IS NOT NULL AND queue_key <> ''",
+    # Whatever hosts believe: no two open executions hold one slot.
+    "CREATE UNIQUE INDEX IF NOT EXISTS executions_queue_slot"
+    " ON executions (tenant, flow_id, queue_key, queue_slot) WHERE queue_slot IS NOT NULL",
 )
 
 _COLUMNS = tuple("created_by" if name == "by" else name for name in ExecutionRow.__struct_fields__)
@@ -170,6 +185,8 @@ def row(state: ExecutionState, position: int) -> Row:
         # As it was accepted with: the state forgets it at the end, and this column is written once.
         None if timeout is None else state.created_at + int(timeout * SECOND),
         state.subject,
+        state.queue_key,
+        state.priority,
         state.status,
         state.progress,
         state.current_node,
@@ -195,6 +212,7 @@ def row(state: ExecutionState, position: int) -> Row:
         state.cache_write_tokens,
         state.cost,
         1 if state.cost_known else 0,
+        None if state.ended_at is not None else state.queue_slot,
     )
 
 
@@ -264,6 +282,14 @@ def next_wake(store: Reader, owner: HostName) -> Micros | None:
 def count_unfinished(store: Reader, tenant: str) -> int:
     sql = "SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL"
     return store.query(sql, (tenant,))[0][0]
+
+
+def count_children(store: Reader, tenant: str, parents: Sequence[str]) -> int:
+    """Unfinished executions that those of ``parents`` started; at most ``IDS_MAX`` parents."""
+    marks = ", ".join("?" * len(parents))
+    # Over the tenant's unfinished executions, which an index holds and a bound keeps few.
+    sql = f"SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL AND parent_id IN ({marks})"
+    return store.query(sql, (tenant, *parents))[0][0]
 
 
 def get_many(store: Reader, ids: Sequence[str]) -> dict[str, ExecutionRow]:

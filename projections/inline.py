@@ -15,7 +15,7 @@ from runtime.errors import InvariantViolated
 from runtime.resources import ResourceState
 from runtime.state import ExecutionState
 
-LAYOUT = 2
+LAYOUT = 3
 """Raise it when a table or a ``row`` below changes: a log with older rows has them rebuilt at start-up."""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 import msgspec
 
 from runtime.events import Json
-from runtime.ids import SECOND, FlowId, HostName, Micros, TenantId
+from runtime.ids import SECOND, FlowId, Micros, TenantId
 
 CONCURRENCY_MAX = 10_000
 RATE_MAX = 10_000
@@ -81,18 +81,17 @@ class Holder(NamedTuple):
 
     execution_id: str
     slot: int | None
-    owner: HostName
 
 
 class QueueUse(NamedTuple):
-    """What the store says of one queue. ``starts``: the latest times asked for, in order.
+    """What the store says of one queue. ``starts``: the latest ones asked for, in order of time.
 
     ``waiting``: the first few in order of their turn that wait with other hosts than the one that asks.
     """
 
-    holders: tuple[Holder, ...]
-    starts: tuple[Micros, ...]
-    waiting: tuple["Turn", ...]
+    holders: tuple[Holder, ...] = ()
+    starts: tuple[tuple[str, Micros], ...] = ()
+    waiting: tuple["Turn", ...] = ()
 
 
 class Turn(NamedTuple):

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from projections import execution_summary
+from projections import execution_summary, queues
 from projections.store import Row
 from runtime.event_log import Recorded
 from runtime.ids import HostName, Micros
+from runtime.queues import QueueId, QueueUse
 
 _EVENTS = "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
 
@@ -42,3 +43,8 @@ class Queries:
 
     def next_wake(self, owner: HostName) -> Micros | None:
         return execution_summary.next_wake(self, owner)
+
+    def queue_use(
+        self, queue: QueueId, host: HostName, since: Micros, starts_max: int, *, holders: bool
+    ) -> QueueUse:
+        return queues.use(self, queue, host, since, starts_max, holders=holders)
