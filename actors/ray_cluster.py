@@ -10,7 +10,6 @@ Ray's ports run code for whoever may talk to them, so joining a cluster beyond l
 authentication is refused (DESIGN 5).
 """
 
-import ipaddress
 import logging
 import os
 from contextlib import suppress
@@ -22,7 +21,7 @@ import psutil
 import ray
 import structlog
 
-from actors.ray_settings import RaySettings
+from actors.ray_settings import RaySettings, is_loopback
 from runtime.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -45,7 +44,7 @@ def start(settings: RaySettings) -> None:
     Raises: Unavailable, and what Ray raises when it can't start.
     """
     if settings.address:
-        if os.environ.get("RAY_AUTH_MODE") == "disabled" and not _is_loopback(settings.address):
+        if os.environ.get("RAY_AUTH_MODE") == "disabled" and not is_loopback(settings.address):
             raise Unavailable("refusing a Ray cluster beyond loopback without RAY_AUTH_MODE=token")
         _connect(address=settings.address)
         return
@@ -119,11 +118,3 @@ def _start_servers(cpus: int, temp_dir: str) -> Any:
     )
     # As ray.init does it. A hook of its own at exit would need the main thread, for a signal handler.
     return Servers(params, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]").removeprefix("ray://")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

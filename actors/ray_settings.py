@@ -4,6 +4,7 @@ Ray reads its configuration when it is first imported; setting a variable later 
 ``prepare_environment`` comes before any import of ``actors.ray_cluster`` or ``actors.supervision``.
 """
 
+import ipaddress
 import os
 import secrets
 
@@ -49,3 +50,12 @@ def prepare_environment(settings: RaySettings) -> None:
             "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
         }
     )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a Ray address (``host:port``, or ``ray://host:port``) is on this machine only."""
+    host = address.rpartition(":")[0].strip("[]").removeprefix("ray://")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -36,6 +36,16 @@ Store = Annotated[
     str | None,
     typer.Option(help="postgresql://... in place of the embedded store.", show_default=False),
 ]
+Blobs = Annotated[
+    str | None,
+    typer.Option(help="s3://bucket/path or another fsspec URL in place of a folder.", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="host:port of a running Ray cluster to join in place of starting Ray.", show_default=False
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -46,14 +56,23 @@ Model = Annotated[
 
 
 def serve(
-    host: Host = None, port: Port = None, data_dir: DataDir = None, store: Store = None, model: Model = None
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    store: Store = None,
+    blobs: Blobs = None,
+    address: Address = None,
+    model: Model = None,
 ) -> None:
-    """Start the server: gateway, Ray and the store, in one process tree."""
+    """Start the server: gateway, Ray and the store in one process tree, or a gateway of a running cluster."""
     from gateway.cli.output import note
     from gateway.cli.settings import load_settings
 
     folder = None if data_dir is None else str(data_dir)
-    settings = load_settings(host=host, port=port, data_dir=folder, store=store, model=model)
+    settings = load_settings(
+        host=host, port=port, data_dir=folder, store=store, blobs=blobs, ray_address=address, model=model
+    )
+    _refuse_one_machines_stores(settings)
     refuse_taken_port(settings)
     _refuse_unusable_store(settings)
 
@@ -111,6 +130,24 @@ def refuse_taken_port(settings: Settings) -> None:
 
 
 _ADDRESS_IN_USE = 98 if sys.platform == "linux" else 48
+
+
+def _refuse_one_machines_stores(settings: Settings) -> None:
+    """Raises: CliFailure for a cluster of several machines whose stores only this one could open."""
+    from actors.ray_settings import is_loopback
+
+    if not settings.ray_address or is_loopback(settings.ray_address):
+        return
+    if not settings.store.startswith("postgres"):
+        raise usage(
+            f"a cluster at {settings.ray_address} needs a store that every machine reaches",
+            "Name one: --store postgresql://user:password@host/dbname (or HELIOGRAPH_STORE).",
+        )
+    if "://" not in settings.blobs or settings.blobs.startswith("file:"):
+        raise usage(
+            f"a cluster at {settings.ray_address} needs a blob store that every machine reaches",
+            "Name one: --blobs s3://bucket/path (or HELIOGRAPH_BLOBS).",
+        )
 
 
 def _refuse_unusable_store(settings: Settings) -> None:
