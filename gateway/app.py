@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from actors.egress import EgressGuard, EgressRules
 from gateway import health, openapi, telemetry
 from gateway.agent_runs import AgentRuns
+from gateway.batches import Batches
 from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
@@ -38,6 +39,7 @@ from gateway.metrics import Metrics
 from gateway.reads import Reads
 from gateway.registry import CREATE as CREATE_NAMES
 from gateway.registry import Registry
+from gateway.reruns import Reruns
 from gateway.routes import Dialect
 from gateway.secrets import Secrets
 from gateway.settings import SettingFault, Settings
@@ -146,6 +148,7 @@ def create_app(
             asyncio.create_task(gateway.idempotency.purge_regularly()),
             asyncio.create_task(callbacks.run()),
             asyncio.create_task(gateway.agent_runs.memories.run()),
+            asyncio.create_task(gateway.batches.run()),
         ]
         try:
             yield
@@ -191,6 +194,8 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         egress=EgressGuard(_egress_rules("HELIOGRAPH_CALLBACK_ALLOW", settings.callback_allow)),
     )
     gateway.agent_runs = AgentRuns(gateway)
+    gateway.batches = Batches(gateway)
+    gateway.reruns = Reruns(gateway)
     _egress_rules("HELIOGRAPH_HTTP_ALLOW", settings.http_allow)  # the hosts read it; a fault is told here
     return gateway, first_key
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from gateway.batch_documents import MAP_NODE
 from runtime.administration import Cause
 from runtime.agent_spec import AgentSpec
 from runtime.errors import NotFound
@@ -22,6 +23,9 @@ AGENT_RUN = "agent-run"
 
 TASK_ANALYSIS = "task-analysis"
 """One answer of a model by a schema: inputs ``prompt``, ``system``, ``model``, ``output_schema``."""
+
+BATCH = "batch"
+"""One flow over the items of a source; its input is made by `batch_documents.input_of`."""
 
 AGENT_ID = "agent_id"
 """Input of `AGENT_RUN`: the agent resource that memories of the run belong to; may be absent."""
@@ -74,6 +78,42 @@ DEFINITIONS: Mapping[str, Mapping[str, Any]] = {
         "inputs": _inputs(_ANALYSIS_FIELDS),
         "nodes": [_node("chat_model", _ANALYSIS_FIELDS)],
         "output": f"${{nodes.{ANSWER}}}",
+    },
+    BATCH: {
+        "heliograph": 1,
+        "id": BATCH,
+        "name": "Batch",
+        "description": "A flow over the items of a source. Comes with the server.",
+        "inputs": {
+            "type": "object",
+            "required": ["flow", "version", "source", "format", "shard", "concurrency"],
+            "properties": {
+                "flow": {"type": "string"},
+                "version": {"type": "string"},
+                "source": {"type": "string"},
+                "format": {"type": "string"},
+                "shard": {"type": "array", "items": {"type": "integer"}},
+                "concurrency": {"type": "integer"},
+            },
+            "additionalProperties": False,
+        },
+        "nodes": [
+            {
+                "id": MAP_NODE,
+                "kind": "map",
+                "source": "${inputs.source}",
+                "format": "${inputs.format}",
+                "shard": "${inputs.shard}",
+                "concurrency": "${inputs.concurrency}",
+                "each": {
+                    "kind": "flow",
+                    "flow": "${inputs.flow}",
+                    "version": "${inputs.version}",
+                    "input": "${item}",
+                },
+            }
+        ],
+        "output": f"${{nodes.{MAP_NODE}}}",
     },
 }
 

@@ -21,6 +21,7 @@ from runtime.ids import Micros, Position
 if TYPE_CHECKING:
     from actors.egress import EgressGuard
     from gateway.agent_runs import AgentRuns
+    from gateway.batches import Batches
     from gateway.catalogue import Catalogue
     from gateway.idempotency import Idempotency
     from gateway.keys import Keys
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.reads import Reads
     from gateway.registry import Registry
+    from gateway.reruns import Reruns
     from gateway.secrets import Secrets
     from projections.store import ReadStore
     from runtime.blob_store import BlobStore
@@ -124,6 +126,8 @@ class Gateway:
     runtime: Runtime | None = None
     startup_fault: str = ""
     agent_runs: AgentRuns = field(init=False)
+    batches: Batches = field(init=False)
+    reruns: Reruns = field(init=False)
 
     @property
     def executions(self) -> Executions:

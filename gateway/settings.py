@@ -62,6 +62,7 @@ class Settings:
     upload_files_max: int = _setting(10, "files of one request", least=0)
     upload_file_bytes_max: int = _setting(25 * MIB, "size of one uploaded file", least=1)
     upload_bytes_max: int = _setting(100 * MIB, "size of all files of one request", least=1)
+    batch_bytes_max: int = _setting(1024 * MIB, "size of the input file of a batch", least=1)
     streams_max: int = _setting(5_000, "open event streams of this process; beyond: 503", least=1)
     starts_max: int = _setting(
         2_000, "start requests of this process waiting for their commit; beyond: 503", least=1

@@ -167,7 +167,18 @@ ROOMS: Mapping[str, Room] = {
     "gateway": Room(
         # The egress guard stands with the effects it guards; callbacks are the gateway's one effect.
         first_party=frozenset(
-            {"runtime", "projections", "gateway", "actors.client", "actors.egress", "actors.egress_transport"}
+            {
+                "runtime",
+                "projections",
+                "gateway",
+                "actors.client",
+                "actors.egress",
+                "actors.egress_transport",
+                # A batch's file is read as the hosts will read it.
+                "actors.optional_libraries",
+                "actors.record_formats",
+                "actors.source_files",
+            }
         ),
         third_party=None,
         refused=frozenset({"ray", "sqlite3", "psycopg", "psycopg_pool"}),
