@@ -59,7 +59,9 @@ _ADD = (
     " ON CONFLICT (name, labels) DO UPDATE SET value = t.value + excluded.value"
 )
 _KEEP = (
-    "INSERT INTO {table} AS t (name, labels, value) VALUES (?, ?, ?) ON CONFLICT (name, labels) DO NOTHING"
+    # The least whatever the order: archived executions are folded apart from the others.
+    "INSERT INTO {table} AS t (name, labels, value) VALUES (?, ?, ?) ON CONFLICT (name, labels)"
+    " DO UPDATE SET value = excluded.value WHERE excluded.value < t.value"
 )
 
 _OF_ONE_RESOURCE = re.compile(r"(task|agent)-[0-9a-f]{8}-?[0-9a-f-]{24,27}")
@@ -244,7 +246,7 @@ def _pairs(labels: call_counts.Labels) -> str:
     return msgspec.json.encode(dict(labels)).decode()
 
 
-COUNTERS = Projection(TABLE, 2, _CREATE, ("name", "labels"), fold)
+COUNTERS = Projection(TABLE, 2, _CREATE, ("name", "labels"), fold, archived="summed")
 
 
 class Count(NamedTuple):

@@ -13,7 +13,7 @@ all.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from eventsourcing.persistence import DataError, IntegrityError
 
@@ -30,6 +30,9 @@ ERROR_CHARACTERS_MAX = 500
 
 SHADOW = "__rebuild"
 """What the name of a table and of its reader ends with while the model is built anew."""
+
+ARCHIVED = "__archived"
+"""What the name of a table of sums ends with that holds the share of archived executions."""
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS reader_positions ("
@@ -59,6 +62,9 @@ class Projection(NamedTuple):
     table; each event comes once. It may look up what never changes (through ``reader``), and it must give the
     same rows however the log is cut into batches. ``key``: the columns that name a row.
     ``layout``: raise it when the table or ``fold`` changes; the model is then built anew at start-up.
+    ``archived``: what becomes of an execution's part when it is archived. ``dropped``: rows that name it in
+    ``execution_id`` go. ``summed``: rows are sums, to which each execution gave its share whatever the order,
+    and the share stays.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Projection(NamedTuple):
     create: str
     key: tuple[str, ...]
     fold: Callable[[Sequence[Read], Reader], list[Write]]
+    archived: Literal["dropped", "summed"] = "dropped"
 
 
 class Parked(NamedTuple):
@@ -77,7 +84,7 @@ class Parked(NamedTuple):
 
 
 class Moved(Exception):
-    """Another reader moved the model's position meanwhile: nothing was written, read again."""
+    """Somebody else moved the model's position meanwhile, or took the reader away: nothing was written."""
 
 
 def prepare(store: ReadStore, projections: Sequence[Projection]) -> None:
@@ -95,13 +102,21 @@ def prepare(store: ReadStore, projections: Sequence[Projection]) -> None:
 
 
 def begin_anew(transaction: Transaction, projection: Projection, name: str) -> None:
-    """An empty table called ``name``, and its reader before the first event."""
+    """A table called ``name`` with what archived executions gave, and its reader before the first event."""
     transaction.execute(f"DROP TABLE IF EXISTS {name}")
     transaction.execute(projection.create.format(table=name))
+    if projection.archived == "summed":
+        create_archived(transaction, projection)
+        transaction.execute(f"INSERT INTO {name} SELECT * FROM {projection.name + ARCHIVED}")
     forget(transaction, name)
     transaction.execute(
         "INSERT INTO reader_positions (name, layout, position) VALUES (?, ?, 0)", (name, projection.layout)
     )
+
+
+def create_archived(transaction: Transaction, projection: Projection) -> None:
+    """The table of sums that archived executions gave, empty before the first."""
+    transaction.execute(projection.create.format(table=projection.name + ARCHIVED))
 
 
 def forget(transaction: Transaction, name: str) -> None:
@@ -116,10 +131,12 @@ def position_of(store: ReadStore | Transaction, name: str) -> Position:
 
 
 def lock(transaction: Transaction, name: str) -> Position:
-    """The reader's position, which no other reader moves before this transaction ends."""
+    """The reader's position, which no other reader moves before this transaction ends. Raises: Moved."""
     found = transaction.query(
         "UPDATE reader_positions SET position = position WHERE name = ? RETURNING position", (name,)
     )
+    if not found:
+        raise Moved(name)
     return Position(found[0][0])
 
 

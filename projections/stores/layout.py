@@ -5,26 +5,42 @@ and ``inline_layout`` (the inline read models, which can). A log of a newer form
 is written to it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
-from projections import inline
+from projections import inline, retention
 from projections.inline_rebuild import rebuild_all
 from projections.store import Reader, Transaction
 from runtime.errors import Diverged
 
-LOG_FORMAT = 1
-
-MIGRATIONS: Mapping[int, Sequence[str]] = {}
-"""From a log format to the statements that lead to the next one."""
+LOG_FORMAT = 2
+"""1: release 0.1. 2: partitions on PostgreSQL, archives."""
 
 META = "heliograph_meta"
-_CREATE_META = f"CREATE TABLE IF NOT EXISTS {META} (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)"
+
+_CREATE = (
+    f"CREATE TABLE IF NOT EXISTS {META} (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)",
+    *retention.CREATE,
+)
+
+Step = Callable[[Transaction], None]
 
 
-def prepare(transaction: Transaction, create_events: Sequence[str], tables: Collection[str]) -> None:
+class Events(NamedTuple):
+    """A store's own part: ``create`` makes the tables of a new log.
+
+    ``steps``: from a log format to what leads to the next one; a log two formats old takes two of them.
+    """
+
+    create: Step
+    steps: Mapping[int, Step]
+
+
+def prepare(transaction: Transaction, events: Events, tables: Collection[str]) -> None:
     """Create or migrate everything, in one transaction that excludes other writers.
 
-    ``tables``: those that exist.
+    Ours, for the libraries of migrations know one dialect a project, or bring a model of the tables which
+    the event log's library makes itself. ``tables``: those that exist.
 
     Raises: Diverged for a log of a newer release, or for events that aren't ours.
     """
@@ -32,9 +48,10 @@ def prepare(transaction: Transaction, create_events: Sequence[str], tables: Coll
     if not is_new:
         if META not in tables:
             raise Diverged("the store holds a table stored_events that Heliograph did not make")
-        _migrate(transaction)
-    for statement in (_CREATE_META, *create_events):
+        _migrate(transaction, events.steps)
+    for statement in _CREATE:
         transaction.execute(statement)
+    events.create(transaction)
     if is_new or _read(transaction, "inline_layout") == inline.LAYOUT:
         for statement in inline.create_statements():
             transaction.execute(statement)
@@ -50,17 +67,16 @@ def is_current(reader: Reader) -> bool:
     return _read(reader, "log_format") == LOG_FORMAT and _read(reader, "inline_layout") == inline.LAYOUT
 
 
-def _migrate(transaction: Transaction) -> None:
+def _migrate(transaction: Transaction, steps: Mapping[int, Step]) -> None:
     found = _read(transaction, "log_format") or 0
     if found > LOG_FORMAT:
         raise Diverged(
             f"the log has format {found}, written by a newer release; this one reads up to {LOG_FORMAT}"
         )
     while found < LOG_FORMAT:
-        if found not in MIGRATIONS:
+        if found not in steps:
             raise Diverged(f"no step leads from log format {found} to {found + 1}")
-        for statement in MIGRATIONS[found]:
-            transaction.execute(statement)
+        steps[found](transaction)
         found += 1
 
 

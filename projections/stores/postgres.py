@@ -3,7 +3,8 @@
 Writers take the library's table lock (EXCLUSIVE) and hold it through their commit, so positions become
 visible in their order and a reader that resumes behind the last one misses nothing. The library's optional
 database functions drop that lock: they stay off, and are not even created. Nothing is notified: readers
-poll, and are woken in-process (NOTIFY takes a lock of the whole server at each commit).
+poll, and are woken in-process (NOTIFY takes a lock of the whole server at each commit). Everything of a group
+goes out at once, so the lock is held for its statements and its commit, and for no way to us and back.
 """
 
 from collections.abc import Generator, Sequence
@@ -20,7 +21,8 @@ from psycopg.rows import DictRow, tuple_row
 from psycopg.sql import SQL, Identifier
 
 from projections import inline
-from projections.stores import layout
+from projections.store import Transaction
+from projections.stores import connections, layout, partitions
 from projections.stores.queries import Queries
 
 STATEMENT_SECONDS_MAX = 60
@@ -28,16 +30,18 @@ STATEMENT_SECONDS_MAX = 60
 
 _CREATION_LOCK = 0x48454C494F  # advisory: one process at a time creates or migrates tables
 
+STEPS: dict[int, layout.Step] = {1: partitions.convert}
+"""From a log format to the next."""
+
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
 
-_CREATE_EVENTS = (
-    "CREATE TABLE IF NOT EXISTS stored_events ("
-    "originator_id text NOT NULL, originator_version bigint NOT NULL, topic text NOT NULL,"
-    " state bytea NOT NULL, notification_id bigserial, PRIMARY KEY (originator_id, originator_version))",
-    "CREATE UNIQUE INDEX IF NOT EXISTS stored_events_notification_id_idx ON stored_events (notification_id)",
+_CREATE_TRACKING = (
     "CREATE TABLE IF NOT EXISTS notification_tracking ("
-    "application_name text, notification_id bigint, PRIMARY KEY (application_name))",
+    "application_name text, notification_id bigint, PRIMARY KEY (application_name))"
 )
+
+MIGRATION_SECONDS_MAX = 3_600
+"""How long making or converting tables may take, and how long the other processes that start wait for it."""
 
 _INSERT = SQL(
     "INSERT INTO stored_events (originator_id, originator_version, topic, state)"
@@ -45,7 +49,8 @@ _INSERT = SQL(
     " RETURNING notification_id"
 )
 
-_LOCK = SQL("LOCK TABLE stored_events IN EXCLUSIVE MODE")
+# The parent alone: every writer goes through it.
+_LOCK = SQL("LOCK TABLE ONLY stored_events IN EXCLUSIVE MODE")
 
 
 @lru_cache(maxsize=512)
@@ -80,20 +85,30 @@ class Datastore(library.PostgresDatastore):
     dialect = "postgres"
     tracking: library.PostgresTrackingRecorder
 
+    def __init__(self, *, connections_max: int = 0, partition_days: int, **kwargs: Any) -> None:
+        """``connections_max``: of all processes together, 0 for what the server lets them have."""
+        self.connections_max = connections_max
+        self.partition_days = partition_days
+        self.largest = int(kwargs["pool_size"]) + int(kwargs["max_overflow"])
+        super().__init__(**kwargs)
+
     def after_connect_func(self) -> Any:
         """Every connection: the library's settings, our schema, and a bound on each statement."""
         configure = super().after_connect_func()
-        schema = SQL("SET search_path TO {}").format(Identifier(self.schema))
-        bound = SQL("SET statement_timeout = {}").format(STATEMENT_SECONDS_MAX * 1000)
-        patience = SQL("SET lock_timeout = {}").format(self.lock_timeout * 1000)
+        # A durable commit is what this log promises, whatever the server's default.
+        settings = SQL(
+            "SET search_path TO {}; SET statement_timeout = {}; SET lock_timeout = {};"
+            " SET synchronous_commit = on; SET application_name = {}"
+        ).format(
+            Identifier(self.schema),
+            STATEMENT_SECONDS_MAX * 1000,
+            self.lock_timeout * 1000,
+            connections.name_of_opener(self.largest),
+        )
 
         def after_connect(connection: psycopg.Connection[Any]) -> None:
             configure(connection)
-            connection.execute(schema)
-            connection.execute(bound)
-            connection.execute(patience)
-            # A durable commit is what this log promises, whatever the server's default.
-            connection.execute("SET synchronous_commit = on")
+            connection.execute(settings)
 
         return after_connect
 
@@ -120,14 +135,37 @@ class Recorder(Queries, library.PostgresApplicationRecorder):
 
     def create_table(self) -> None:
         """Create what is missing, migrate what is older. Raises: Diverged for a log of a newer release."""
+        connections.check(self, self.datastore.largest, self.datastore.connections_max)
         tables = {name for (name,) in self.query(_TABLES)}
         if layout.META in tables and layout.is_current(self):
+            self.upkeep()
             return
+        with self._making() as writing:
+            tables = {name for (name,) in writing.query(_TABLES)}
+            layout.prepare(writing, layout.Events(self._create_events, STEPS), tables)
+
+    def upkeep(self) -> None:
+        """Make the partitions that will be needed next; to be called now and then."""
+        days = self.datastore.partition_days
+        if partitions.is_ahead(self, days):
+            return
+        with self._making() as writing:
+            partitions.make_ahead(writing, days)
+
+    def _create_events(self, transaction: Transaction) -> None:
+        for statement in (*partitions.CREATE, _CREATE_TRACKING):
+            transaction.execute(statement)
+        partitions.make_ahead(transaction, self.datastore.partition_days)
+
+    @contextmanager
+    def _making(self) -> Generator[Writing]:
+        """A transaction for tables: one process at a time, and with time enough to convert a long log."""
         with self.datastore.writing() as writing:
+            for bound in ("lock_timeout", "statement_timeout"):
+                writing.execute(f"SET LOCAL {bound} = {MIGRATION_SECONDS_MAX * 1000}")
             writing.query("SELECT pg_advisory_xact_lock(?)", (_CREATION_LOCK,))
             writing.execute(f'CREATE SCHEMA IF NOT EXISTS "{self.datastore.schema}"')
-            tables = {name for (name,) in writing.query(_TABLES)}
-            layout.prepare(writing, _CREATE_EVENTS, tables)
+            yield writing
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
         """As the library's, without its blind retry: ``EventLog`` must see an ambiguous commit."""
@@ -189,5 +227,7 @@ class Factory(library.PostgresFactory):
             lock_timeout=checked.lock_timeout,
             schema=checked.schema,
             originator_id_type="text",
+            connections_max=int(self.env.get("POSTGRES_CONNECTIONS_MAX") or 0),
+            partition_days=int(self.env.get("POSTGRES_PARTITION_DAYS") or partitions.DAYS_DEFAULT),
         )
         self.datastore.tracking = library.PostgresTrackingRecorder(self.datastore)

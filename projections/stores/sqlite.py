@@ -17,6 +17,7 @@ from eventsourcing.persistence import StoredEvent, Tracking
 from eventsourcing.utils import Environment, EnvType
 
 from projections import inline
+from projections.store import Transaction
 from projections.stores import layout
 from projections.stores.queries import Queries
 
@@ -33,6 +34,9 @@ CONNECTIONS_MAX = 8
 
 CACHE_KIB = 8_192
 MMAP_BYTES = 256 * 1024 * 1024
+
+STEPS: dict[int, layout.Step] = {1: lambda transaction: None}
+"""From a log format to the next; the tables that format 2 adds are made for every store."""
 
 _TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
@@ -222,9 +226,16 @@ class Recorder(Queries, library.SQLiteApplicationRecorder):
         with self.datastore.writing() as writing:
             # Again, now that no other process can be at it.
             tables = {name for (name,) in writing.query(_TABLES)}
-            layout.prepare(writing, self.create_table_statements, tables)
+            layout.prepare(writing, layout.Events(self._create_events, STEPS), tables)
             if "tracking" not in tables:
                 writing.create_tracking()
+
+    def _create_events(self, transaction: Transaction) -> None:
+        for statement in self.create_table_statements:
+            transaction.execute(statement)
+
+    def upkeep(self) -> None:
+        """Nothing: one table takes everything."""
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int]:
         if not stored_events:

@@ -10,7 +10,7 @@ from projections import api_keys, callbacks, execution_summary, flows, inline, r
 from projections.execution_summary import Cursor
 from projections.inline_rebuild import Difference, check, rebuild
 from projections.store import ReadStore
-from projections.stores import layout
+from projections.stores import layout, postgres, sqlite
 from runtime import administration as admin
 from runtime import callbacks as deliveries
 from runtime import events
@@ -403,7 +403,7 @@ def test_a_log_of_a_newer_format_is_refused_at_start_up(open_log: OpenLog) -> No
     log.append([Story(1).whole()])
     ReadStore.over(log).execute("UPDATE heliograph_meta SET value = 99 WHERE name = 'log_format'")
 
-    with pytest.raises(Diverged, match=r"format 99, written by a newer release; this one reads up to 1"):
+    with pytest.raises(Diverged, match=r"format 99, written by a newer release; this one reads up to 2"):
         open_log()
 
 
@@ -441,12 +441,11 @@ def test_a_log_of_an_older_format_is_migrated_in_place(
     log = open_log()
     story = Story(1)
     log.append([story.begun()])
-    monkeypatch.setattr(layout, "LOG_FORMAT", 3)
-    monkeypatch.setattr(
-        layout,
-        "MIGRATIONS",
-        {1: ("CREATE TABLE migrated (step BIGINT)",), 2: ("INSERT INTO migrated (step) VALUES (2)",)},
-    )
+    now = layout.LOG_FORMAT
+    monkeypatch.setattr(layout, "LOG_FORMAT", now + 2)
+    for steps in (sqlite.STEPS, postgres.STEPS):
+        monkeypatch.setitem(steps, now, lambda t: t.execute("CREATE TABLE migrated (step BIGINT)"))
+        monkeypatch.setitem(steps, now + 1, lambda t: t.execute("INSERT INTO migrated (step) VALUES (2)"))
 
     again = open_log()
 
@@ -458,8 +457,9 @@ def test_a_log_of_an_older_format_is_migrated_in_place(
 
 def test_a_gap_in_the_migrations_is_refused(open_log: OpenLog, monkeypatch: pytest.MonkeyPatch) -> None:
     open_log()
-    monkeypatch.setattr(layout, "LOG_FORMAT", 2)
-    with pytest.raises(Diverged, match="no step leads from log format 1 to 2"):
+    now = layout.LOG_FORMAT
+    monkeypatch.setattr(layout, "LOG_FORMAT", now + 1)
+    with pytest.raises(Diverged, match=f"no step leads from log format {now} to {now + 1}"):
         open_log()
 
 
