@@ -68,7 +68,7 @@ class Shell(Protocol):
     def delta(self, execution_id: str, node_id: NodeId, step: str, offset: int, text: str) -> None: ...
     async def perform(
         self, actor: "ExecutionActor", step: Step, attempt: int, action: Action
-    ) -> StepOutcome: ...
+    ) -> StepOutcome | None: ...
 
 
 class ExecutionActor:
@@ -439,6 +439,8 @@ class ExecutionActor:
         self._flush()
         await self.durable()
         outcome = await self._shell.perform(self, step, attempt, action)
+        if outcome is None:
+            return  # stopped half way by a pause: the resume begins the attempt again
         if outcome.error is None and outcome.output_ref is None:
             outcome = await self._with_claim_check(outcome)
         self._record(step.node_id, attempt, outcome)
@@ -492,14 +494,16 @@ class ExecutionActor:
             )
         )
         if outcome.error is not None and outcome.error.type == "TimeoutError":
-            self._flush()
-            if self._committed is not None:
-                self._shell.cancel_children((node.child_id,), self._committed)
+            self.cancel_children((node.child_id,))
 
-    def record_step(
-        self, command: commands.BeginStep | commands.RetryStep | commands.EndStep | commands.LogNode
-    ) -> None:
-        """Record what an agent node did (see ``step_journal``); not durable yet.
+    def cancel_children(self, child_ids: Iterable[str]) -> None:
+        """Cancel these executions once everything decided so far is durable."""
+        self._flush()
+        if self._committed is not None:
+            self._shell.cancel_children(child_ids, self._committed)
+
+    def record_step(self, command: commands.StepNews) -> None:
+        """Record what a running node did; not durable yet.
 
         Raises: Unavailable when the actor was stopped: nothing is recorded any more.
         """
@@ -514,19 +518,6 @@ class ExecutionActor:
 
     def now(self) -> Micros:
         return self._shell.now()
-
-    def record_progress(
-        self, node_id: NodeId, attempt: int, total: int, items: tuple[events.ItemOutcome, ...]
-    ) -> None:
-        """Record a batch of finished map items."""
-        if self.is_stopped:
-            return
-        self._decide(
-            commands.RecordProgress(
-                at=self._shell.now(), node_id=node_id, attempt=attempt, total=total, items=items
-            )
-        )
-        self._flush()
 
     def _record(
         self, node_id: NodeId, attempt: int, outcome: StepOutcome, skips: tuple[NodeId, ...] = ()

@@ -2,23 +2,23 @@
 
 Finished items are recorded in batches (``NodeProgressed``), so a wide map costs the log one event for
 about a hundred items, and a crash repeats only items that were not recorded. Results keep the order of
-the items. Retries of one item are not recorded one by one; its last outcome is.
+the items.
 """
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from actors.execution_actor import ExecutionActor
-from actors.performer import Attempt
+from actors.map_items import Hands, MapItems
 from actors.step_call import StepOutcome
 from actors.step_values import is_surely_small, step_error
+from runtime import commands
 from runtime.errors import DomainError
-from runtime.events import BlobRef, ItemOutcome, Json, StepError
-from runtime.ids import SECOND, Micros
-from runtime.plan import Action, MapOver, Output, Step
+from runtime.events import ItemOutcome, Json, StepError
+from runtime.plan import MapOver, Step
 
 PROGRESS_ITEMS_MAX = 100
 PROGRESS_SECONDS_MAX = 0.25
@@ -29,14 +29,6 @@ LARGE_ITEMS_MAX = 16
 
 INLINE_ITEMS_TURN = 50
 """Pure items computed before other executions of the host get their turn."""
-
-
-class Hands(Protocol):
-    """What a map needs of its host."""
-
-    async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome: ...
-    async def load(self, ref: BlobRef) -> Json: ...
-    async def store_if_large(self, value: Json) -> BlobRef | None: ...
 
 
 class _FirstFailure(Exception):
@@ -59,7 +51,7 @@ class MapRun:
         self._step = step
         self._attempt = attempt
         self._action = action
-        self._scope = actor.scope(step, attempt)
+        self._items = MapItems(actor, hands, step, attempt, action.each)
         recorded = actor.state.nodes[step.node_id].outcomes
         keep = action.on_error == "keep"
         self._outcomes: dict[int, ItemOutcome] = {
@@ -103,55 +95,10 @@ class MapRun:
                 await asyncio.sleep(0)
 
     async def _item(self, index: int) -> ItemOutcome:
-        """The last outcome of an item, its own retries included."""
-        each = self._action.each
-        tries = 0
-        while True:
-            tries += 1
-            outcome = await self._try(index, tries)
-            if outcome.error is None:
-                return ItemOutcome(index=index, output=outcome.output, output_ref=outcome.output_ref)
-            now = Micros(0)
-            retry_at = each.retry.retry_at(now, tries, outcome.error.type, self._actor.draw())
-            if retry_at is None:
-                return ItemOutcome(index=index, error=outcome.error)
-            await asyncio.sleep(retry_at / SECOND)
-
-    async def _try(self, index: int, tries: int) -> StepOutcome:
-        each = self._action.each
-        key = f"{self._actor.idempotency_key(self._step.node_id, self._attempt)}:{index}:{tries}"
-        scope = {
-            **self._scope,
-            "item": self._action.items[index],
-            "index": index,
-            "execution": {**self._scope["execution"], "key": key, "attempt": tries},
-        }
-        try:
-            action = each.act(scope)
-        except Exception as error:  # noqa: BLE001 - templates and expressions may raise anything
-            return StepOutcome(error=step_error(error))
-        if isinstance(action, Output):
-            return await self._with_claim_check(StepOutcome(output=action.value))
-        attempt = Attempt(
-            execution_id=self._actor.state.execution_id,
-            node_id=self._step.node_id,
-            attempt=self._attempt,
-            key=key,
-            timeout_seconds=each.timeout_seconds,
-            resources=each.resources,
-            files=self._actor.state.files,
-            index=index,
-        )
-        return await self._with_claim_check(await self._hands.perform_item(self._actor, action, attempt))
-
-    async def _with_claim_check(self, outcome: StepOutcome) -> StepOutcome:
-        if outcome.error is not None or outcome.output_ref is not None or is_surely_small(outcome.output):
-            return outcome
-        try:
-            ref = await self._hands.store_if_large(outcome.output)
-        except (DomainError, TypeError, ValueError) as error:
-            return msgspec.structs.replace(outcome, output=None, error=step_error(error))
-        return outcome if ref is None else msgspec.structs.replace(outcome, output=None, output_ref=ref)
+        outcome = await self._items.outcome(index, self._action.items[index])
+        if outcome.error is not None:
+            return ItemOutcome(index=index, error=outcome.error)
+        return ItemOutcome(index=index, output=outcome.output, output_ref=outcome.output_ref)
 
     def _note(self, outcome: ItemOutcome) -> None:
         self._unrecorded.append(outcome)
@@ -170,8 +117,16 @@ class MapRun:
             items = tuple(self._unrecorded)
             self._unrecorded.clear()
             self._unrecorded_large = 0
-            total = len(self._action.items)
-            self._actor.record_progress(self._step.node_id, self._attempt, total, items)
+            if not self._actor.is_stopped:
+                self._actor.record_step(
+                    commands.RecordProgress(
+                        at=self._actor.now(),
+                        node_id=self._step.node_id,
+                        attempt=self._attempt,
+                        total=len(self._action.items),
+                        items=items,
+                    )
+                )
 
     async def _output(self) -> Json:
         results: list[Json] = []

@@ -217,6 +217,10 @@ class LogNode(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     detail: Json = None
 
 
+StepNews = BeginStep | RetryStep | EndStep | LogNode | RecordProgress | RecordChunks
+"""What a running node tells of itself while it goes on."""
+
+
 class Pause(Command, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     pass
 

@@ -111,6 +111,9 @@ class ScriptedHost(Host):
     def is_watched(self, execution_id: str) -> bool:
         return execution_id in self._watchers._by_execution  # pyright: ignore[reportPrivateUsage]
 
+    def is_awaited(self, child_id: str) -> bool:
+        return child_id in self._children._waiting  # pyright: ignore[reportPrivateUsage]
+
     def fence_by_mistake(self, execution_id: str) -> None:
         self.fenced(self._actors[execution_id])
 
