@@ -44,8 +44,9 @@ PLACEMENTS_MAX = 3
 LOOK_SECONDS = 1.0
 """How often those that wait are held against what the cluster's nodes have."""
 
-Tell = Callable[[tuple[str, ...]], None]
-"""Told what is missing for a step that can't be placed, and nothing (``()``) once it can be after all."""
+Tell = Callable[[tuple[str, ...] | None], None]
+"""Told what is missing for a step that can't be placed, ``()`` when it can be after all and when it begins,
+and None when it was given up."""
 
 
 class _Wait:
@@ -66,8 +67,15 @@ class _Wait:
                 self.tell(missing)
 
     def placed(self) -> None:
+        # Told even if nothing was missing: a former life of the host may have recorded that something was.
         self.is_placed = True
-        self.lack(())
+        self.missing = ()
+        if self.tell is not None:
+            self.tell(())
+
+    def given_up(self) -> None:
+        if self.tell is not None and self.missing:
+            self.tell(None)
 
 
 class ResourceTasks:
@@ -108,6 +116,7 @@ class ResourceTasks:
             return await self._run_placed(call, wait)
         finally:
             self._waits.discard(wait)
+            wait.given_up()
 
     async def _run_placed(self, call: StepCall, wait: _Wait) -> StepOutcome:
         outcome = await self._run_once(call, wait)

@@ -386,6 +386,19 @@ class NodeLogged(Event, frozen=True, kw_only=True, omit_defaults=True):
     detail: Json = None
 
 
+UNSCHEDULABLE = "unschedulable"
+"""Logged when no node of the cluster can ever hold a step; ``detail``: ``{"missing": [text, ...]}``."""
+
+SCHEDULABLE = "schedulable"
+"""Logged when one can after all."""
+
+
+def missing_of(event: NodeLogged) -> tuple[str, ...]:
+    """What an ``UNSCHEDULABLE`` event says is missing; nothing of any other."""
+    detail: Any = event.detail if event.event == UNSCHEDULABLE else {}
+    return tuple(str(text) for text in detail.get("missing", ()))
+
+
 # --- callbacks: a stream of their own, so that nothing follows an execution's terminal event --------
 
 

@@ -137,9 +137,18 @@ def _evolve_execution(state: ExecutionState, event: Event) -> ExecutionState:
         case events.StepStarted() | events.StepRetried() | events.MessageRecorded():
             return _evolve_step(state, event)
         case events.NodeLogged():
-            return replace(state, version=version, updated_at=at)
+            return replace(state, version=version, updated_at=at, nodes=_told(state, event))
         case _:
             raise Diverged(f"{state.execution_id}: {event.TOPIC} is no event of a running execution")
+
+
+def _told(state: ExecutionState, event: events.NodeLogged) -> Mapping[NodeId, NodeState]:
+    """The nodes after one was said to have no place to run, or to have one after all."""
+    node_id = NodeId(event.node_id)
+    node = state.nodes.get(node_id)
+    if node is None or event.event not in (events.UNSCHEDULABLE, events.SCHEDULABLE):
+        return state.nodes
+    return {**state.nodes, node_id: replace(node, missing=events.missing_of(event))}
 
 
 def _evolve_step(
@@ -266,6 +275,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 steps={},
                 wake_at=None,
                 error=None,
+                missing=(),
             )
         case events.NodeFailed():
             return replace(
@@ -276,6 +286,7 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 wake_at=None if event.retry_at is None else Micros(event.retry_at),
                 signal="",
                 child_id="",
+                missing=(),
             )
         case events.NodeWaiting():
             return replace(

@@ -54,6 +54,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     ``steps``: the calls of an agent node, in the order they began; kept across attempts, so that no
     answered call is made again.
     ``started_version``: the ``NodeStarted`` of the latest attempt; it causes that attempt's outcome.
+    ``missing``: what no node of the cluster has, while a running one can't be placed.
     """
 
     status: NodeStatus
@@ -74,6 +75,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     total: int = 0
     chunks: ChunkState | None = None
     steps: Mapping[str, StepState] = {}
+    missing: tuple[str, ...] = ()
 
 
 def item_prefix(index: int) -> str:

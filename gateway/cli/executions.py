@@ -43,14 +43,19 @@ def start_execution(
     server: Server, flow: str, input_data: dict[str, Any], idempotency_key: str | None = None
 ) -> str:
     """Start FLOW (a file is published first) and return the execution's id."""
+    started = server.start(_published(server, flow), input_data, idempotency_key)
+    return str(started["execution_id"])
+
+
+def _published(server: Server, flow: str) -> str:
+    """The flow's id; a file is published first."""
     from gateway.cli.flows import is_file_name, publish_file, refuse_broken
 
     if is_file_name(flow):
         file = Path(flow)
         refuse_broken(file)
         flow = publish_file(server, file)["flow_id"]
-    started = server.start(flow, input_data, idempotency_key)
-    return str(started["execution_id"])
+    return flow
 
 
 def submit(
@@ -58,16 +63,44 @@ def submit(
     inputs: Inputs = None,
     input_json: InputJson = None,
     input_file: InputFile = None,
+    batch_inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="A batch: run it for every row of a JSON Lines, CSV or Parquet file."),
+    ] = None,
+    batch_source: Annotated[
+        str | None,
+        typer.Option("--source", help="A batch over a path, pattern or URL that the server reads."),
+    ] = None,
+    batch_format: Annotated[
+        str | None, typer.Option("--format", help="jsonl, csv or parquet [default: by the file's name].")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=1_000, help="Items of a batch that run at a time [default: 64].")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the batch.", show_default=False)] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the batch to its end.")] = False,
     idempotency_key: IdempotencyKey = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Start an execution, print its id and leave it to the server."""
+    """Start an execution, or with --inputs a batch of them, print its id and leave it to the server."""
     from gateway.cli.connection import connected
     from gateway.cli.input import execution_input
     from gateway.cli.output import print_json, print_text
 
+    is_batch = batch_inputs is not None or batch_source is not None
+    _check_submit(
+        is_batch,
+        one_input=bool(inputs or input_json is not None or input_file is not None),
+        both=batch_inputs is not None and batch_source is not None,
+        of_batch=watch or any(value is not None for value in (batch_format, concurrency, name)),
+    )
+    if is_batch:
+        fields = {"format": batch_format, "concurrency": concurrency, "name": name}
+        with connected(url, api_key) as server:
+            _submit_batch(server, flow, batch_inputs, batch_source, fields, idempotency_key, watch, as_json)
+        return
     given = execution_input(inputs, input_json, input_file)
     with connected(url, api_key) as server:
         execution_id = start_execution(server, flow, given, idempotency_key)
@@ -75,6 +108,44 @@ def submit(
         print_json({"execution_id": execution_id})
     else:
         print_text(execution_id)
+
+
+def _check_submit(is_batch: bool, *, one_input: bool, both: bool, of_batch: bool) -> None:
+    if both:
+        raise usage("--inputs and --source exclude each other")
+    if is_batch and one_input:
+        raise usage(
+            "--inputs and --source are for batches; --input, --input-json, --input-file for one input"
+        )
+    if of_batch and not is_batch:
+        raise usage("--format, --concurrency, --name and --watch are for batches: give --inputs or --source")
+
+
+def _submit_batch(
+    server: Server,
+    flow: str,
+    inputs: Path | None,
+    source: str | None,
+    fields: dict[str, Any],
+    idempotency_key: str | None,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    from gateway.cli.batches import end_with_batch, start_batch, watch_batch
+    from gateway.cli.output import note, print_json, print_text
+
+    flow = _published(server, flow)
+    batch = start_batch(server, flow, inputs, source, fields, idempotency_key)
+    if not as_json:
+        print_text(batch["batch_id"])
+    if watch:
+        batch = watch_batch(server, batch["batch_id"])
+    else:
+        note(f"`heliograph batches watch {batch['batch_id']}` follows it")
+    if as_json:
+        print_json(batch)
+    if watch:
+        end_with_batch(batch)
 
 
 def status(
@@ -119,7 +190,7 @@ def status(
 
 
 def show_execution(found: dict[str, Any]) -> None:
-    from gateway.cli.output import print_fields, print_table
+    from gateway.cli.output import print_fields, print_table, print_text
 
     names = (
         "execution_id flow_id flow_version status current_node created_at started_at ended_at owner "
@@ -146,6 +217,9 @@ def show_execution(found: dict[str, Any]) -> None:
                 for node in found["nodes"]
             ],
         )
+    for node in found["nodes"]:
+        for what in node["missing"]:
+            print_text(f"{node['node_id']} can't be placed; missing: {what}")
 
 
 def _took(started_at: str | None, ended_at: str | None) -> str:
@@ -193,11 +267,18 @@ def event_line(event: dict[str, Any]) -> str:
     ]
     if data.get("attempt", 1) > 1:
         details.append(f"attempt {data['attempt']}")
+    if event["type"] == "execution.node_logged":
+        details.append(_logged(data["event"], data.get("detail")))
     if data.get("error"):
         error = data["error"]
         details.append(error if isinstance(error, str) else f"{error['type']}: {error['message']}")
     subject = event["type"].removeprefix("execution.")
     return f"{event['position']:>8}  {event['at']}  {subject:<20}  {'  '.join(details)}".rstrip()
+
+
+def _logged(event: str, detail: Any) -> str:
+    missing: list[str] = detail.get("missing", []) if event == "unschedulable" else []
+    return f"{event}, missing: {'; '.join(missing)}" if missing else event
 
 
 def _send(

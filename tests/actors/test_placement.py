@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -12,9 +13,11 @@ from ray.cluster_utils import Cluster
 
 from actors.step_call import StepCall, StepOutcome, WorkerLimits
 from actors.worker_pool import PoolSettings, WorkerPool
+from runtime import events
 from runtime.errors import Overloaded
 from runtime.ids import ExecutionId, NodeId
 from runtime.placement import Resources
+from tests.actors.household import Household, cancel, run, start
 
 pytestmark = [pytest.mark.ray]
 
@@ -75,8 +78,8 @@ class Told:
         self.all: list[tuple[str, ...]] = []
         self._news = asyncio.Event()
 
-    def __call__(self, missing: tuple[str, ...]) -> None:
-        self.all.append(missing)
+    def __call__(self, missing: tuple[str, ...] | None) -> None:
+        self.all.append(missing or ())
         self._news.set()
 
     async def first(self) -> tuple[str, ...]:
@@ -97,10 +100,11 @@ def test_a_step_that_no_node_can_hold_says_what_is_missing_and_starts_when_one_j
 
     outcome, told, waiting = in_pool(work)
     assert waiting == 1
-    assert told == [
-        ("a node labelled zone=attic: there is none", "a node labelled zone=in(cellar, loft): there is none"),
-        (),
-    ]
+    assert told[0] == (
+        "a node labelled zone=attic: there is none",
+        "a node labelled zone=in(cellar, loft): there is none",
+    )
+    assert not any(told[1:])
     assert outcome.output["gpus"] == "0,1"
     assert outcome.output["labels"]["zone"] == "cellar"
 
@@ -116,7 +120,7 @@ def test_parts_of_a_gpu_are_shared_and_busy_is_not_missing(cluster: Any) -> None
 
     gpus, told = in_pool(work)
     assert set(gpus) <= {"0", "1"}
-    assert told == []
+    assert not any(told)
 
 
 def test_steps_that_can_not_be_placed_use_up_nobody_elses_turn(cluster: Any) -> None:
@@ -136,3 +140,68 @@ def test_steps_that_can_not_be_placed_use_up_nobody_elses_turn(cluster: Any) -> 
         return outcome.output
 
     assert in_pool(work)["gpus"] == ""
+
+
+# --- executions ---------------------------------------------------------------------------------------
+
+LATE = """
+heliograph: 1
+id: late
+nodes:
+  - id: trained
+    kind: map
+    over: "`[1, 2, 3]`"
+    each:
+      kind: python
+      function: tests.actors.sample_steps:echo
+      with: {value: "${item}"}
+      resources: {gpus: 1, custom: {tape: 1}}
+"""
+
+
+def told(home: Household, execution_id: str) -> list[tuple[str, Any]]:
+    """What was recorded about places."""
+    history = home.history(execution_id)
+    return [(event.event, event.detail) for event in history if isinstance(event, events.NodeLogged)]
+
+
+def test_an_execution_records_what_is_missing_once_for_all_its_items(cluster: Any, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Household(tmp_path) as home:
+            host = home.host()
+            execution_id = await start(home, host, home.publish(LATE))
+            await home.recorded(execution_id, "node_logged")
+            missing = "1 tape: no node has any"
+            assert home.node(execution_id, "trained").missing == (missing,)
+            await asyncio.to_thread(cluster.add_node, num_cpus=1, num_gpus=2, resources={"tape": 1})
+            state = await home.ended(execution_id)
+            assert state.output == {"results": [1, 2, 3], "errors": []}
+            (first, *_) = recorded = told(home, execution_id)
+            assert first == ("unschedulable", {"missing": [missing]})
+            assert recorded[1:] == [("schedulable", None)]
+            home.verified()
+
+    run(scenario())
+
+
+def test_a_host_that_takes_over_repeats_no_report_and_a_cancellation_leaves_none(
+    cluster: Any, tmp_path: Path
+) -> None:
+    flow = LATE.replace("tape", "robot")
+
+    async def scenario() -> None:
+        async with Household(tmp_path) as home:
+            host = home.host()
+            execution_id = await start(home, host, home.publish(flow))
+            await home.recorded(execution_id, "node_logged")
+            await host.die()
+            heir = home.host()
+            await heir.status()
+            await home.recorded(execution_id, "recovered")
+            await cancel(heir, execution_id)
+            state = await home.ended(execution_id)
+            assert state.status == "cancelled"
+            assert [event for event, _ in told(home, execution_id)] == ["unschedulable"]
+            home.verified()
+
+    run(scenario())

@@ -34,7 +34,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """``attempt``, ``where`` and ``error`` are those of the latest attempt; 0 attempts: it was skipped.
 
-    ``items``: of a map, those that ended so far and how many there are.
+    ``items``: of a map, those that ended so far and how many there are. ``missing``: what no machine of the
+    cluster has, while the node can't be placed for it.
     """
 
     node_id: str
@@ -48,6 +49,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: str | None
     child_id: str | None
     items: dict[str, int] | None
+    missing: list[str]
     attempts: list[Attempt]
 
 
@@ -120,6 +122,7 @@ def _node(state: ExecutionState, node_id: str, made: list[_Open], done: set[int]
         waits_for=node.signal or None,
         child_id=node.child_id or None,
         items=None if done is None else {"done": len(done), "total": node.total},
+        missing=[] if state.is_closed else list(node.missing),
         attempts=[each.shown(status) for each in made],
     )
 
@@ -136,6 +139,7 @@ NODE_EXAMPLE = {
     "waits_for": None,
     "child_id": None,
     "items": None,
+    "missing": [],
     "attempts": [
         {
             "attempt": 1,
