@@ -85,6 +85,23 @@ class Server:
             "POST", path, params=_given(query), content=text, headers={"Content-Type": media_type}
         )
 
+    def send(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        """Any other request, by httpx's own names of its parts."""
+        return self._ask(method, path, **request)
+
+    def download(self, path: str, **query: Any) -> Iterator[bytes]:
+        """The body of an answer, in pieces as they come."""
+        import httpx
+
+        try:
+            with self._client.stream("GET", path, params=_given(query)) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(response)
+                yield from response.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
     def start(self, flow: str, input_data: dict[str, Any], idempotency_key: str | None) -> dict[str, Any]:
         """Start an execution by the executions contract (3.1)."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
@@ -220,6 +237,7 @@ class Server:
 _HINTS = {
     "secret_not_found": "`heliograph secrets list` shows what is set.",
     "mcp_server_not_found": "`heliograph mcp list` shows what was added.",
+    "batch_not_found": "`heliograph batches list` shows the latest.",
     "flow_not_found": "`heliograph flows list` shows what is published.",
     "execution_not_found": "Is the id complete? `heliograph status` without an id lists the latest.",
 }

@@ -72,10 +72,10 @@ def submit(
         typer.Option("--source", help="A batch over a path, pattern or URL that the server reads."),
     ] = None,
     batch_format: Annotated[
-        str | None, typer.Option("--format", help="jsonl, csv or parquet [default: by the file's name].")
+        str | None, typer.Option("--format", help="jsonl, csv or parquet (default: by the name).")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, max=1_000, help="Items of a batch that run at a time [default: 64].")
+        int | None, typer.Option(min=1, max=1_000, help="Items of a batch that run at a time (default: 64).")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the batch.", show_default=False)] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the batch to its end.")] = False,

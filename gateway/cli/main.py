@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import agents, chat, doctor, executions, flows, keys, log, mcp, run, secrets, server
+from gateway.cli import (
+    agents,
+    batches,
+    chat,
+    doctor,
+    executions,
+    failed_items,
+    flows,
+    keys,
+    log,
+    mcp,
+    run,
+    secrets,
+    server,
+)
 from gateway.cli.failures import CliFailure, exit_with
 from runtime.errors import Diverged, DomainError, Unavailable
 
@@ -27,6 +41,7 @@ HELP = """Durable executions on Ray: start flows, watch them, prove what happene
   heliograph submit hello -i who=Ada          prints the execution's id
   heliograph status EXECUTION
   heliograph events EXECUTION --follow
+  heliograph submit hello --inputs people.csv --watch
   heliograph verify                            prove what the log holds
 
 [bold]Agents[/bold]
@@ -70,6 +85,9 @@ app.command(rich_help_panel=_EXECUTIONS)(executions.cancel)
 app.command(rich_help_panel=_EXECUTIONS)(executions.signal)
 app.command(rich_help_panel=_EXECUTIONS)(executions.pause)
 app.command(rich_help_panel=_EXECUTIONS)(executions.resume)
+app.add_typer(batches.app, name="batches", rich_help_panel=_EXECUTIONS)
+app.command(rich_help_panel=_EXECUTIONS)(failed_items.failed_items)
+app.command(rich_help_panel=_EXECUTIONS)(failed_items.rerun)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
