@@ -29,7 +29,6 @@ import structlog
 from ray.actor import exit_actor
 
 from actors import messages
-from actors.admission import Admission
 from actors.agent_nodes import AgentNodes
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
@@ -38,7 +37,10 @@ from actors.host_config import HostConfig
 from actors.map_run import MapRun
 from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
 from actors.performer import Attempt, Performer
+from actors.placement_reports import PlacementReports
 from actors.plans import Plans
+from actors.queue_line import queue_of, ticket_of
+from actors.queue_reads import QueueReads, refuse_waiting_for_itself
 from actors.recovery import Recovery
 from actors.repeats import first_answer, is_repeated_cancel
 from actors.revival import Revival, read_back
@@ -58,12 +60,14 @@ from runtime.errors import (
     InvariantViolated,
     NotFound,
     Overloaded,
+    Refused,
     Unavailable,
 )
 from runtime.event_log import Append, Chain, EventLog
 from runtime.events import BlobRef, Json
 from runtime.ids import SECOND, FlowId, FlowVersion, HostName, Micros, NodeId, TenantId
 from runtime.plan import Action, CallTool, MapOver, Plan, RunAgent, Step
+from runtime.queue_keys import placed
 from runtime.state import ExecutionState, NodeState
 
 log = structlog.get_logger(__name__)
@@ -94,12 +98,16 @@ class Host:
         self._watchers = Watchers(self.incarnation)
         self._actors: dict[str, ExecutionActor] = {}
         self._activations: dict[str, asyncio.Task[ExecutionActor]] = {}
-        self._admission = Admission(self.config.running_max, self.config.queued_max, self._admit)
+        self._queue_reads = QueueReads(self._log, HostName(self.config.name), self)
+        self._admission = self._queue_reads.admission(
+            self.config.running_max, self.config.queued_max, self.config.tenant_running_max
+        )
         self._timers: dict[ExecutionActor, asyncio.TimerHandle] = {}
         self._wake_ups = WakeUps(self._log, HostName(self.config.name), self)
         self._recovery = Recovery(self._log, HostName(self.config.name), self._wake_ups, self)
         self._children = Children(self._log, self._plans, self)
         self._revival = Revival(self._log, self._plans, self._recovery, self)
+        self._reports = PlacementReports()
         self._background: set[asyncio.Task[None]] = set()
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None
@@ -143,6 +151,7 @@ class Host:
         for actor in tuple(self._actors.values()):
             actor.stop()
         self._wake_ups.close()
+        self._queue_reads.close()
         tasks: list[asyncio.Task[Any]] = [*self._background, *self._activations.values()]
         for task in tasks:
             task.cancel()
@@ -252,14 +261,20 @@ class Host:
         actor = self._actors.get(command.execution_id)
         if actor is not None:
             return self._accepted(actor)
-        if self._admission.is_full:
+        if self._is_full(command):
             return messages.refusal_of(FULL)
         plan = self._plans.known(
             TenantId(command.tenant), FlowId(command.flow_id), FlowVersion(command.flow_version)
         )
         if plan is None or command.execution_id in self._activations:
             return asyncio.ensure_future(self._load_plan_and_start(command))
-        return self._accepted(self._begin(command, plan))
+        try:
+            return self._accepted(self._begin(command, plan))
+        except Refused as error:
+            return messages.refusal_of(error)
+
+    def _is_full(self, command: commands.StartExecution) -> bool:
+        return self._admission.is_full(TenantId(command.tenant), has_queue=command.queue_key != "")
 
     async def _load_plan_and_start(self, command: commands.StartExecution) -> Answer:
         plan = await self._plans.plan(
@@ -270,16 +285,18 @@ class Host:
             await asyncio.wait([activation])
         actor = self._actors.get(command.execution_id)
         if actor is None:
-            if self._admission.is_full and not command.parent_id:
+            if not command.parent_id and self._is_full(command):
                 return messages.refusal_of(FULL)
             actor = self._begin(command, plan)
         return await self._accepted(actor)
 
     async def start_child(self, command: commands.StartExecution) -> Answer:
-        """Start an execution whose parent lives here; it begins at once (see the top of this file)."""
+        """Start an execution whose parent lives here; only its own queue can make it wait."""
         return await self._settled(self._load_plan_and_start(command))
 
     def _begin(self, command: commands.StartExecution, plan: Plan) -> ExecutionActor:
+        command = placed(command, plan)
+        refuse_waiting_for_itself(command, plan.queue, self.state_of)
         started = execution.start(msgspec.structs.replace(command, owner=self.owner), plan)
         actor = ExecutionActor.start(self, plan, started.state, started.events)
         self._actors[command.execution_id] = actor
@@ -403,33 +420,32 @@ class Host:
         actor = ExecutionActor(self, plan, state, Chain(recorded[-1].hash()))
         self._actors[execution_id] = actor
         if state.started_at is not None:
-            self._admission.take_place(execution_id)
+            self._admission.take_place(ticket_of(state, plan.queue), state.queue_slot)
         actor.resume()
         if state.started_at is None and not (actor.is_stopped or actor.state.is_closed):
             self._enqueue(actor)
         return actor
 
     def _enqueue(self, actor: ExecutionActor) -> None:
-        if actor.state.parent_id:
-            self._admit(actor.state.execution_id)
-        else:
-            self._admission.enqueue(actor.state.execution_id)
+        self._admission.enqueue(ticket_of(actor.state, actor.plan.queue))
 
-    def _admit(self, execution_id: str) -> None:
+    def admit(self, execution_id: str, queue_slot: int | None) -> bool:
+        """Let an execution begin; False: it no longer wants to."""
         actor = self._actors.get(execution_id)
         if actor is None or actor.state.is_closed or actor.state.cancel_requested_at is not None:
-            return
-        self._admission.take_place(execution_id)
+            return False
         try:
-            actor.receive(commands.Admit(at=self.now()))
+            actor.receive(commands.Admit(at=self.now(), queue_slot=queue_slot))
         except Unavailable:
             log.warning("crashed while being admitted", execution=execution_id)
+            return False
+        return True
 
     def _remove(self, actor: ExecutionActor) -> None:
         execution_id = actor.state.execution_id
         if self._actors.get(execution_id) is actor:
             del self._actors[execution_id]
-            self._admission.release(execution_id)
+            self._admission.leave(execution_id)
             self._watchers.forget_texts(execution_id)
         timer = self._timers.pop(actor, None)
         if timer is not None:
@@ -453,6 +469,7 @@ class Host:
             return
         if state.is_closed:
             self._remove(actor)
+            self._admission.ended(state.execution_id, queue_of(state))
             self.ended(state.execution_id)
             if state.error is not None:
                 about = {"execution": state.execution_id, "node": state.failed_node}
@@ -484,6 +501,7 @@ class Host:
         log.warning("fenced", execution=actor.state.execution_id, host=self.owner)
         actor.stop()
         self._remove(actor)
+        self._admission.doubt(actor.state.execution_id, queue_of(actor.state))
         self._revival.fenced(actor.state.execution_id)
 
     def crashed(self, actor: ExecutionActor, error: BaseException) -> None:
@@ -494,6 +512,7 @@ class Host:
         log.error("execution actor crashed", execution=execution_id, exc_info=error)
         actor.stop()
         self._remove(actor)
+        self._admission.doubt(execution_id, queue_of(actor.state))
         self._revival.crashed(execution_id)
 
     def wake_later(self, actor: ExecutionActor, at: Micros | None) -> None:
@@ -531,7 +550,10 @@ class Host:
     async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome:
         if isinstance(action, RunAgent | CallTool):
             return await self._agents.run(actor, action, attempt)
-        return await self._performer.perform(action, attempt)
+        tell = None
+        if attempt.resources is not None:
+            tell = self._reports.teller(actor, attempt.node_id, attempt.attempt)
+        return await self._performer.perform(action, attempt, tell)
 
     async def load(self, ref: BlobRef) -> Json:
         return await self._performer.load(ref)

@@ -10,7 +10,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a host needs to know; travels as JSON.
 
     ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
-    place; beyond it a start is refused (``Overloaded``). ``egress_allow``: private networks and hosts that
+    place; beyond it a start is refused (``Overloaded``). ``tenant_running_max``: places one tenant may have,
+    0 for all. ``egress_allow``: private networks and hosts that
     http_request nodes may reach, as ``EgressRules.parse`` reads it. ``log_file``: empty leaves logging as it
     is. ``dedicated``: lives for one execution and ends with it.
     """
@@ -20,6 +21,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     blob_url: str
     running_max: int = 1_000
     queued_max: int = 20_000
+    tenant_running_max: int = 0
     files_root: str = ""
     egress_allow: str = ""
     log_file: str = ""

@@ -5,8 +5,9 @@ import itertools
 
 import msgspec
 
-from runtime.ids import TenantId
+from runtime.ids import FlowId, TenantId
 from runtime.queues import QueueId, QueueRule, Turn
+from runtime.state import ExecutionState
 
 _REMAINS_MIN = 64
 """Discarded tickets that may stay in a heap; beyond, no more than there are living ones."""
@@ -31,6 +32,18 @@ class Ticket(msgspec.Struct, frozen=True, eq=False):
     @property
     def is_child(self) -> bool:
         return self.turn.begins == 0
+
+
+def ticket_of(state: ExecutionState, rule: QueueRule | None) -> Ticket:
+    """``rule``: of the flow's version the execution keeps."""
+    turn = Turn(0 if state.parent_id else 1, -state.priority, state.created_at, state.execution_id)
+    return Ticket(turn, TenantId(state.tenant), queue_of(state), rule)
+
+
+def queue_of(state: ExecutionState) -> QueueId | None:
+    if not state.queue_key:
+        return None
+    return QueueId(TenantId(state.tenant), FlowId(state.flow_id), state.queue_key)
 
 
 class Line:

@@ -31,6 +31,7 @@ from runtime import codec
 from runtime.errors import Conflict, Diverged, InvariantViolated, Unavailable
 from runtime.events import Event
 from runtime.ids import HostName, Micros, Position
+from runtime.queues import QueueId, QueueUse
 
 ATTEMPTS_MAX = 6
 """Tries of one operation on a store that doesn't answer, after the first; then ``Unavailable``."""
@@ -43,6 +44,12 @@ ROUNDS_MAX = 8
 
 READ_MAX = 5_000
 """Events of one read or feed page, whatever the caller asked for."""
+
+POOL_SIZE = 4
+"""Connections one opener of a log holds at most: its writer's, and those of readers in other threads."""
+
+LONE_POOL_SIZE = 2
+"""The same for a process that holds a single execution."""
 
 
 class Recorded(msgspec.Struct, frozen=True, tag=True):
@@ -88,6 +95,9 @@ class Append(msgspec.Struct):
 _PASSING = (OperationalError, InterfaceError)
 _REFUSED = (IntegrityError, DataError, InvariantViolated, TypeError, ValueError, ArithmeticError)
 
+_QUEUE_SLOT = "queue_slot"
+"""What both stores name when a slot of a queue is held already (see ``projections.execution_summary``)."""
+
 Outcome = tuple[Recorded, ...] | Conflict | InvariantViolated
 
 
@@ -103,6 +113,10 @@ class LogRecorder(Protocol):
     def owners(self) -> dict[HostName, int]: ...
     def due(self, owner: HostName, now: Micros, limit: int) -> list[str]: ...
     def next_wake(self, owner: HostName) -> Micros | None: ...
+    def queue_use(
+        self, queue: QueueId, host: HostName, since: Micros, starts_max: int, *, holders: bool
+    ) -> QueueUse: ...
+    def upkeep(self) -> None: ...
 
 
 class EventMapper(Mapper[str]):
@@ -176,9 +190,10 @@ class EventLog:
     def append(self, appends: Sequence[Append]) -> list[Outcome]:
         """Record a group of streams' events in one transaction; one outcome each, in order.
 
-        A stream whose version was taken answers ``Conflict`` (its chain stays); one whose event can't be
-        stored answers ``InvariantViolated``; the others commit. One stream may occur more than once, in
-        order of its versions.
+        A stream whose version was taken answers ``Conflict`` (its chain stays), and so does one that wants a
+        queue's slot that another host gave away; one whose event can't be stored answers
+        ``InvariantViolated``; the others commit. One stream may occur more than once, in order of its
+        versions.
         """
         outcomes: list[Outcome | None] = [None] * len(appends)
         pending = self._stage(appends, outcomes)
@@ -234,7 +249,7 @@ class EventLog:
 
     def _one_by_one(self, pending: Sequence[_Staged], outcomes: list[Outcome | None]) -> list[_Staged]:
         """Each stream in a transaction of its own; what the store still refuses is our bug."""
-        broken: dict[str, InvariantViolated] = {}
+        broken: dict[str, InvariantViolated | Conflict] = {}
         for staged in pending:
             stream = staged.append.originator_id
             if stream not in broken:
@@ -244,7 +259,10 @@ class EventLog:
                 except _REFUSED as error:
                     if not self._settle([staged], outcomes):
                         continue
-                    broken[stream] = InvariantViolated(f"{stream}: {error}")
+                    if _QUEUE_SLOT in str(error):
+                        broken[stream] = Conflict(stream, staged.stored[0].originator_version)
+                    else:
+                        broken[stream] = InvariantViolated(f"{stream}: {error}")
             outcomes[staged.index] = broken[stream]
         return []
 
@@ -338,6 +356,19 @@ class EventLog:
         """The earliest wake-up time of the owner's executions."""
         return self._call(self.recorder.next_wake, owner)
 
+    def queue_use(
+        self, queue: QueueId, host: HostName, since: Micros, starts_max: int, *, holders: bool
+    ) -> QueueUse:
+        """Who holds ``queue`` on any host, its latest ``starts_max`` starts behind ``since``, who else waits.
+
+        Without ``holders`` those are not looked for: a queue without a bound may have very many.
+        """
+        return self._call(self.recorder.queue_use, queue, host, since, starts_max, holders=holders)
+
+    def upkeep(self) -> None:
+        """Make the store fit for what comes next; a gateway calls it now and then."""
+        self._call(self.recorder.upkeep)
+
     def close(self) -> None:
         self.factory.close()
 
@@ -366,12 +397,15 @@ _MAPPER_TOPIC = "runtime.event_log:EventMapper"
 _memory_stores = itertools.count(1)
 
 
-def store_env(url: str, pool_size: int = 4) -> dict[str, str]:
+def store_env(
+    url: str, pool_size: int = POOL_SIZE, *, connections_max: int = 0, partition_days: int = 30
+) -> dict[str, str]:
     """The library's environment for a store URL.
 
     ``sqlite:///relative/or//absolute/path``, ``postgresql://user:password@host:port/dbname?schema=name``,
     or ``memory://`` (each call a new empty store, shared by whoever opens the same environment in this
-    process). ``pool_size`` bounds the connections of each opener.
+    process). On PostgreSQL ``pool_size`` bounds the connections of each opener and ``connections_max`` those
+    of all openers together (0: what the server offers); ``partition_days`` is the span of a new partition.
 
     Raises: ValueError for anything else.
     """
@@ -398,6 +432,8 @@ def store_env(url: str, pool_size: int = 4) -> dict[str, str]:
             "POSTGRES_SCHEMA": query.get("schema", ""),
             "POSTGRES_POOL_SIZE": "1",
             "POSTGRES_MAX_OVERFLOW": str(max(pool_size - 1, 0)),
+            "POSTGRES_CONNECTIONS_MAX": str(connections_max),
+            "POSTGRES_PARTITION_DAYS": str(partition_days),
             "POSTGRES_CONNECT_TIMEOUT": "5",
             "POSTGRES_LOCK_TIMEOUT": "10",
         }
