@@ -1,0 +1,274 @@
+"""Batches over a real log, with a host that records what the test says: counts, rounds, items, results."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+
+from gateway.batch_documents import MAP_NODE
+from projections.execution_summary import get
+from runtime import commands
+from runtime.datasets import ItemFailure, write_failures, write_lines
+from runtime.errors import Unavailable
+from runtime.events import BlobRef, ChunkResult, FileDescriptor, StepError
+from runtime.ids import NodeId
+from tests.gateway.running_app import Running, running
+
+BATCHES = "/api/admin/batches"
+NODE = NodeId(MAP_NODE)
+WRONG = StepError(type="InvalidInput", message="who: is required")
+
+Outcome = Any
+"""A result, or `WRONG`."""
+
+
+async def new_batch(app: Running, count: int = 4, **fields: Any) -> dict[str, Any]:
+    body = {"flow": "greeting", "inputs": [{"n": n} for n in range(count)], **fields}
+    answer = await app.client.post(BATCHES, json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def shown(app: Running, batch_id: str) -> dict[str, Any]:
+    answer = await app.client.get(f"{BATCHES}/{batch_id}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def begin(app: Running, execution_id: str) -> None:
+    at = app.gateway.clock()
+    await app.host.send(execution_id, commands.Admit(at=at))
+    await app.host.send(execution_id, commands.StartNode(at=at, node_id=NODE))
+
+
+async def record(
+    app: Running, execution_id: str, first: int, outcomes: Sequence[Outcome], items: Sequence[Any] = ()
+) -> None:
+    """One chunk: ``items`` are the inputs of the failed ones, in order."""
+    blobs = app.gateway.blobs
+    inputs = iter(items)
+    failures = [
+        ItemFailure(index=first + at, error=one, item=msgspec.Raw(msgspec.json.encode(next(inputs, None))))
+        for at, one in enumerate(outcomes)
+        if isinstance(one, StepError)
+    ]
+    lines = [b"null" if isinstance(one, StepError) else msgspec.json.encode(one) for one in outcomes]
+    chunk = ChunkResult(
+        first=first,
+        items=len(outcomes),
+        failed=len(failures),
+        results=write_lines(blobs, lines),
+        errors=write_failures(blobs, failures) if failures else None,
+    )
+    at = app.gateway.clock()
+    command = commands.RecordChunks(at=at, node_id=NODE, attempt=1, source="s", chunks=(chunk,))
+    await app.host.send(execution_id, command)
+
+
+async def complete(app: Running, execution_id: str) -> None:
+    at = app.gateway.clock()
+    await app.host.send(execution_id, commands.RecordCompleted(at=at, node_id=NODE, attempt=1, output={}))
+    await app.host.send(execution_id, commands.Complete(at=at, output={}))
+
+
+async def results(app: Running, batch_id: str) -> list[dict[str, Any]]:
+    answer = await app.client.get(f"{BATCHES}/{batch_id}/results")
+    assert answer.status_code == 200
+    return [msgspec.json.decode(line) for line in answer.content.splitlines()]
+
+
+async def failed(app: Running, batch_id: str, **query: Any) -> dict[str, Any]:
+    return (await app.client.get(f"{BATCHES}/{batch_id}/items", params={"status": "failed", **query})).json()
+
+
+def counts(batch: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
+    return tuple(batch["counts"][name] for name in names)
+
+
+def test_counts_follow_the_recorded_chunks() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            batch = await new_batch(app)
+            assert counts(batch, "total", "queued", "completed") == (4, 4, 0)
+            [execution] = batch["rounds"][0]["executions"]
+            await begin(app, execution)
+            await record(app, execution, 0, ["a", WRONG], [{"n": 1}])
+            half = await shown(app, batch["batch_id"])
+            assert half["status"] == "running"
+            assert counts(half, "queued", "running", "completed", "failed") == (2, 0, 1, 1)
+            await record(app, execution, 2, ["c", "d"])
+            await complete(app, execution)
+            whole = await shown(app, batch["batch_id"])
+            assert whole["status"] == "completed"
+            assert counts(whole, "queued", "completed", "failed", "cancelled") == (0, 3, 1, 0)
+            assert whole["rate"] > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_whose_start_failed_is_started_by_whoever_follows_the_log() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            app.host.fault = Unavailable("away")
+            batch = await new_batch(app)
+            assert batch["status"] == "queued"
+            [execution] = batch["rounds"][0]["executions"]
+            async with asyncio.timeout(20):
+                while get(app.gateway.store, execution) is None:
+                    await app.gateway.batches.follow_once()
+            assert set(app.host.started) == {execution}
+
+    asyncio.run(scenario())
+
+
+def test_the_same_key_gives_the_same_batch_and_one_execution() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            app.client.headers["Idempotency-Key"] = "may"
+            one, two = await new_batch(app), await new_batch(app)
+            assert one["batch_id"] == two["batch_id"]
+            del app.client.headers["Idempotency-Key"]
+            listed = (await app.client.get(BATCHES)).json()
+            assert listed["total"] == 1
+            assert len(set(app.host.started)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_retried_items_take_the_place_of_the_failed_ones() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            batch_id = (batch := await new_batch(app, 5))["batch_id"]
+            [first] = batch["rounds"][0]["executions"]
+            await begin(app, first)
+            # Chunks are recorded as they end, not in the order of items.
+            await record(app, first, 3, [WRONG, "e"], [{"n": 3}])
+            await record(app, first, 0, ["a", WRONG, WRONG], [{"n": 1}, {"n": 2}])
+            early = await app.client.post(f"{BATCHES}/{batch_id}/retry-failed", json={})
+            assert early.status_code == 409
+            await complete(app, first)
+            assert [item["index"] for item in (await failed(app, batch_id))["items"]] == [1, 2, 3]
+
+            again = (await app.client.post(f"{BATCHES}/{batch_id}/retry-failed", json={})).json()
+            assert counts(again, "total", "queued", "completed", "failed") == (5, 3, 2, 0)
+            [second] = again["rounds"][1]["executions"]
+            row = get(app.gateway.store, second)
+            assert row is not None
+            [file] = msgspec.json.decode(row.files, type=tuple[FileDescriptor, ...])
+            ref = BlobRef(sha256=file.sha256, size=file.size, media_type=file.content_type)
+            assert app.gateway.blobs.get_bytes(ref) == b'{"n":1}\n{"n":2}\n{"n":3}\n'
+            await begin(app, second)
+            await record(app, second, 0, ["B", WRONG], [{"n": 2}])
+            assert (await failed(app, batch_id))["items"] == [
+                {
+                    "index": 2,
+                    "input": {"n": 2},
+                    "error": {"type": "InvalidInput", "message": "who: is required"},
+                    "status": "failed",
+                }
+            ]
+            # The rest of the round never runs: its item is as it was.
+            await app.host.send(second, commands.RequestCancel(at=app.gateway.clock()))
+            await app.host.send(second, commands.ConfirmCancelled(at=app.gateway.clock()))
+            ended = await shown(app, batch_id)
+            assert ended["status"] == "cancelled"
+            assert counts(ended, "queued", "completed", "failed", "cancelled") == (0, 3, 2, 0)
+            assert [item["index"] for item in (await failed(app, batch_id))["items"]] == [2, 3]
+            assert [(one["index"], one.get("output")) for one in await results(app, batch_id)] == [
+                (0, "a"),
+                (1, "B"),
+                (2, None),
+                (3, None),
+                (4, "e"),
+            ]
+
+    asyncio.run(scenario())
+
+
+def test_results_of_several_hosts_come_in_the_order_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.batch_documents.SHARD_ITEMS_MIN", 1)
+
+    async def scenario() -> None:
+        async with running() as app:
+            monkeypatch.setattr(type(app.host), "hosts", {"host-0": True, "host-1": True})
+            batch = await new_batch(app, 5)
+            even, odd = batch["rounds"][0]["executions"]
+            for execution, outcomes in ((odd, ["1", WRONG]), (even, ["0", "2", WRONG])):
+                await begin(app, execution)
+                await record(app, execution, 0, outcomes, [{}])
+                await complete(app, execution)
+            found = await results(app, batch["batch_id"])
+            assert [one.get("output") for one in found] == ["0", "1", "2", None, None]
+            page = await failed(app, batch["batch_id"], limit=1)
+            assert [item["index"] for item in page["items"]] == [3]
+            following = await failed(app, batch["batch_id"], after=page["next_after"])
+            assert [item["index"] for item in following["items"]] == [4]
+            assert following["next_after"] is None
+
+    asyncio.run(scenario())
+
+
+def test_results_as_parquet_have_a_row_for_each_item() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            batch = await new_batch(app, 2)
+            [execution] = batch["rounds"][0]["executions"]
+            await begin(app, execution)
+            await record(app, execution, 0, [{"a": 1}, WRONG], [{}])
+            answer = await app.client.get(f"{BATCHES}/{batch['batch_id']}/results?format=parquet")
+            rows: Any = pq.read_table(io.BytesIO(answer.content)).to_pylist()
+            assert rows == [
+                {"index": 0, "output": '{"a":1}', "error_type": None, "error_message": None},
+                {
+                    "index": 1,
+                    "output": None,
+                    "error_type": "InvalidInput",
+                    "error_message": "who: is required",
+                },
+            ]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "items", "rule"),
+    [
+        ("a.jsonl", b'{"n":1}\n\n{"n":2}\n', 2, ""),
+        ("a.csv", b'n,text\n1,"two\nlines"\n2,b\n', 2, ""),
+        ("a.jsonl", b'{"n":1}\n{"n"\n', None, "a.jsonl, line 2"),
+        ("a.txt", b"x", None, "name the format"),
+    ],
+)
+def test_an_uploaded_file_is_counted_and_one_that_can_not_be_read_is_refused(
+    name: str, content: bytes, items: int | None, rule: str
+) -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            files = {"inputs": (name, content)}
+            answer = await app.client.post(BATCHES, data={"flow": "greeting"}, files=files)
+            if rule:
+                assert answer.status_code == 422
+                assert rule in answer.json()["error"]["message"]
+                assert app.host.started == []
+            else:
+                assert answer.status_code == 201, answer.text
+                assert answer.json()["counts"]["total"] == items
+                assert answer.json()["source"] == name
+
+    asyncio.run(scenario())
+
+
+def test_a_file_above_the_bound_is_refused() -> None:
+    async def scenario() -> None:
+        async with running(batch_bytes_max=100) as app:
+            files = {"inputs": ("a.jsonl", b'{"n":1}\n' * 100)}
+            answer = await app.client.post(BATCHES, data={"flow": "greeting"}, files=files)
+            assert answer.status_code == 413
+
+    asyncio.run(scenario())
