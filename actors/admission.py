@@ -77,6 +77,11 @@ class Admission:
         return len(self._tickets)
 
     @property
+    def short_of_places(self) -> int:
+        """Of those, the ones that more places, or more hosts, would help."""
+        return sum(len(tenant.line) for tenant in self._turns.values())
+
+    @property
     def admitted(self) -> int:
         return len(self._admitted)
 

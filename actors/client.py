@@ -1,14 +1,15 @@
 """The gateway's side of the mailboxes: commands out, events in, wherever an execution lives.
 
-A new execution goes to the hosts in turn; everything later goes to the host that holds it, by its row.
-When that host is given up, or hands it to another, the message follows it there: repeating one is harmless
-(see ``host_link``).
+A new execution goes to the hosts in turn, one of a queue to the host of that queue; everything later goes
+to the host that holds it, by its row. When that host is given up, or hands it to another, the message follows
+it there: repeating one is harmless (see ``host_link``).
 
 ``follow`` never trusts the feed: events carry contiguous versions, so a reader notices a gap, and reads
 the log instead. A lost, late or repeated batch costs a read, never an event.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -105,7 +106,8 @@ class ExecutionClient:
         await self._until_moved(lambda: self._send_start(command))
 
     async def _send_start(self, command: StartExecution) -> Reply:
-        return await self._next_link().send(messages.Start(command))
+        link = self._link_of_queue(command) if command.queue_key else self._next_link()
+        return await link.send(messages.Start(command))
 
     def _next_link(self) -> HostLink:
         """The host for the next execution: in turn, those where nothing waits for a place first."""
@@ -113,6 +115,12 @@ class ExecutionClient:
         order = self._order[self._turn :] + self._order[: self._turn]
         accepting = [link for link in order if link.accepts]
         return next((link for link in accepting if not link.has_backlog), (accepting or order)[0])
+
+    def _link_of_queue(self, command: StartExecution) -> HostLink:
+        """The one host for a queue, as long as it is there; few queues move when hosts come and go."""
+        queue = f"{command.tenant}:{command.flow_id}:{command.queue_key}"
+        accepting = [link for link in self._order if link.accepts]
+        return max(accepting or self._order, key=lambda link: _weight(queue, link.name))
 
     async def send(self, execution_id: str, command: ExternalCommand) -> Reply:
         """Send a command to an execution; returns when what it caused is durable.
@@ -240,3 +248,7 @@ async def _live(reader: Reader) -> AsyncIterator[Recorded | Delta]:
             await asyncio.wait_for(reader.news.wait(), RECHECK_SECONDS)
         except TimeoutError:
             return
+
+
+def _weight(queue: str, host: HostName) -> bytes:
+    return hashlib.blake2b(f"{queue}:{host}".encode(), digest_size=8).digest()

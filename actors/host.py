@@ -138,7 +138,7 @@ class Host:
             incarnation=self.incarnation,
             state="running" if self._state == "running" else "recovering",
             in_memory=len(self._actors),
-            queued=self._admission.queued,
+            queued=self._admission.short_of_places,
             admitted=self._admission.admitted,
         )
         return messages.encode(status)

@@ -14,6 +14,7 @@ from runtime.errors import (
     AlreadyExists,
     Conflict,
     DomainError,
+    InvalidInput,
     InvalidTransition,
     NotFound,
     Overloaded,
@@ -124,7 +125,7 @@ class HostStatus(msgspec.Struct, frozen=True):
 
 _REFUSALS: dict[str, type[DomainError]] = {
     cls.__name__: cls
-    for cls in (AlreadyExists, Conflict, InvalidTransition, NotFound, Overloaded, Unavailable)
+    for cls in (AlreadyExists, Conflict, InvalidInput, InvalidTransition, NotFound, Overloaded, Unavailable)
 }
 
 

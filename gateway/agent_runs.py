@@ -25,6 +25,7 @@ from runtime.commands import StartExecution
 from runtime.errors import NotFound
 from runtime.guardrails import missing_fields, schema_violation, text_violation
 from runtime.plan import Step
+from runtime.queue_keys import placed
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -197,7 +198,7 @@ class AgentRuns:
             subject=subject,
         )
         with gateway.limits.starting():
-            await gateway.executions.start(command)
+            await gateway.executions.start(placed(command, flow.plan))
         self.news.tell(call.caller.tenant, subject)
 
     # --- afterwards -------------------------------------------------------------------------------------

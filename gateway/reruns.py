@@ -88,6 +88,8 @@ class Reruns:
             input=given,
             input_ref=ref,
             correlation_id=row.correlation_id or row.execution_id,
+            queue_key=row.queue_key,
+            priority=row.priority,
             files=(*(file for file in files if file.file_id != file_id), failed),
         )
         await gateway.executions.start(command)

@@ -17,6 +17,7 @@ from runtime.commands import StartExecution
 from runtime.errors import InvalidInput
 from runtime.events import FileDescriptor
 from runtime.inputs import check_input
+from runtime.queue_keys import placed
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -171,7 +172,7 @@ async def command_of(
             raise Problem("invalid_callback_url", message, [("callback_url", refused.reason)]) from None
     await gateway.limits.count_start(caller)
     kept = await given.form.keep()
-    return StartExecution(
+    command = StartExecution(
         at=gateway.clock(),
         by=caller.key_id,
         cause=call.correlation_id,
@@ -187,6 +188,7 @@ async def command_of(
         debug=given.debug,
         files=tuple(_descriptor(execution_id, number, file) for number, file in enumerate(kept, start=1)),
     )
+    return placed(command, published.plan)
 
 
 def _descriptor(execution_id: str, number: int, file: KeptFile) -> FileDescriptor:

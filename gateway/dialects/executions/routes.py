@@ -31,6 +31,7 @@ from runtime.events import BlobRef
 from runtime.ids import SECOND, NodeId
 from runtime.inputs import check_input
 from runtime.plan import Step
+from runtime.queue_keys import placed
 
 SOURCE = "executions"
 PREFIX = "/v1/executions"
@@ -107,7 +108,7 @@ async def start(call: Call) -> Response:
             correlation_id=call.given_correlation_id,
         )
         with gateway.limits.starting():
-            await gateway.executions.start(command)
+            await gateway.executions.start(placed(command, published.plan))
         return _accepted(call, execution_id)
 
     return await gateway.idempotency.once(call, digest, serve)
