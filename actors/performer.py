@@ -12,7 +12,9 @@ from typing import assert_never
 import httpx
 import msgspec
 
+from actors.local_files import path_below
 from actors.patience import until_available
+from actors.resource_tasks import Tell
 from actors.step_call import StepCall, StepOutcome
 from actors.worker_pool import WorkerPool
 from runtime.blob_store import BlobStore
@@ -92,10 +94,10 @@ class Performer:
         self._files_root = files_root
         self._where = where
 
-    async def perform(self, action: Action, attempt: Attempt) -> StepOutcome:
-        """How ``action`` ended. Raises: CancelledError only."""
+    async def perform(self, action: Action, attempt: Attempt, tell: Tell | None = None) -> StepOutcome:
+        """How ``action`` ended. ``tell``: as ``WorkerPool.run``. Raises: CancelledError only."""
         try:
-            return await self._perform(action, attempt)
+            return await self._perform(action, attempt, tell)
         except TimeoutError:
             seconds = attempt.timeout_seconds or HTTP_TIMEOUT_SECONDS
             message = f"the attempt took longer than its {seconds:g} s"
@@ -104,7 +106,7 @@ class Performer:
             message = str(error) or type(error).__name__
             return self._failed(StepError(type=type(error).__name__, message=message[:2_000]))
 
-    async def _perform(self, action: Action, attempt: Attempt) -> StepOutcome:
+    async def _perform(self, action: Action, attempt: Attempt, tell: Tell | None) -> StepOutcome:
         match action:
             case CallFunction():
                 return await self.call(
@@ -119,7 +121,8 @@ class Performer:
                         timeout_seconds=attempt.timeout_seconds,
                         resources=attempt.resources,
                         files=attempt.files,
-                    )
+                    ),
+                    tell,
                 )
             case HttpRequest():
                 async with asyncio.timeout(attempt.timeout_seconds or HTTP_TIMEOUT_SECONDS):
@@ -136,11 +139,11 @@ class Performer:
             case _:
                 assert_never(action)
 
-    async def call(self, call: StepCall) -> StepOutcome:
+    async def call(self, call: StepCall, tell: Tell | None = None) -> StepOutcome:
         """Call a Python function in a worker process. Raises: CancelledError only."""
         while True:
             try:
-                return await self._pool.run(call)
+                return await self._pool.run(call, tell)
             except Overloaded:
                 # The host's own load is no fault of the step: it waits for room, as long as it may.
                 await asyncio.sleep(ROOM_WAIT_SECONDS)
@@ -180,11 +183,7 @@ class Performer:
                 return self._blobs.get_bytes(ref).decode(action.encoding)
         if action.uri.startswith("artifact://"):
             raise FileNotFoundError(f"{action.uri} is not a file of this execution")
-        if self._files_root is None:
-            raise PermissionError("reading files is off: set HELIOGRAPH_FILES_ROOT to allow a folder")
-        path = (self._files_root / action.uri).resolve()
-        if not path.is_relative_to(self._files_root):
-            raise PermissionError(f"{action.uri} lies outside of the files root")
+        path = path_below(self._files_root, action.uri)
         if path.stat().st_size > TEXT_BYTES_MAX:
             raise ValueError(f"{action.uri} is larger than {TEXT_BYTES_MAX} bytes")
         return path.read_text(action.encoding)

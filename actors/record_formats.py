@@ -14,9 +14,9 @@ from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Protocol, cast
 
-import ijson
 import msgspec
 
+from actors.json_array import NotAnArray, NotJson, checked_json, split_array
 from actors.optional_libraries import pyarrow
 from runtime.datasets import LINE_BYTES_MAX
 
@@ -97,12 +97,34 @@ def read_items(file: Readable, skip: int = 0) -> Iterator[bytes]:
             raise SourceFault(f"{file.name}: not a whole gzip file: {error}") from error
 
 
-def count_items(file: Readable) -> int | None:
-    """How many items the file has, where a look at its end tells; None for the others."""
-    if file.format != "parquet":
-        return None
-    with file.open() as opened:
-        return cast("int", _parquet_file(opened, file.name).metadata.num_rows)
+def count_items(file: Readable, *, scan: bool) -> int | None:
+    """How many items the file has, where that can be told without parsing them; None where it can't.
+
+    ``scan``: the line ends of the whole file may be counted.
+    """
+    if file.format == "parquet":
+        with file.open() as opened:
+            return cast("int", _parquet_file(opened, file.name).metadata.num_rows)
+    if scan and file.format in ("jsonl", "csv", "tsv") and not file.is_gzipped:
+        with file.open() as opened:
+            lines = _count_lines(opened, may_quote=file.format == "jsonl")
+        if lines is None or file.format == "jsonl":
+            return lines
+        return lines - 1 if lines > 1 else None  # without rows the header still has to be looked at
+    return None
+
+
+def _count_lines(file: BinaryIO, *, may_quote: bool) -> int | None:
+    """Lines, where each is an item: none is empty, and no quotes hide a line end in a CSV field."""
+    count = 0
+    last = b"\n"
+    while block := file.read(1024 * 1024):
+        seam = last + block
+        if b"\n\n" in seam or b"\n\r" in seam or (not may_quote and b'"' in block):
+            return None
+        count += block.count(b"\n")
+        last = block[-1:]
+    return count + (last != b"\n")
 
 
 def _unzipped(file: BinaryIO) -> BinaryIO:
@@ -128,7 +150,6 @@ def _buffered(file: BinaryIO) -> BinaryIO:
 
 
 def _json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
-    check = msgspec.json.Decoder(msgspec.Raw).decode
     for number, line in _lines(file, name):
         item = line.rstrip(b"\r\n")
         if number == 1:
@@ -136,67 +157,23 @@ def _json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
         if not item:
             continue
         try:
-            check(item)
-            if not item.isascii():
-                item.decode()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise SourceFault(f"{name}, line {number}: not a JSON value ({error})") from None
-        yield item
-
-
-class _Watched(io.RawIOBase):
-    """Counts what a parser reads for one element, which it builds whole before anybody sees it."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self._file = file
-        self._name = name
-        self.since_element = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._file.read(size)
-        self.since_element += len(data)
-        if self.since_element > LINE_BYTES_MAX + len(data):
-            raise SourceFault(f"{self._name}: an element has more than {LINE_BYTES_MAX} bytes")
-        return data
+            yield checked_json(item)
+        except NotJson as error:
+            raise SourceFault(f"{name}, line {number}: {error}") from None
 
 
 def _json_array(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Elements of the array the file is. Numbers keep their digits, also beyond what a float holds."""
-    buffered = _buffered(file)
-    start = buffered.read(1)
-    while start.isspace():
-        start = buffered.read(1)
-    if start != b"[":
-        raise SourceFault(f"{name}: the file is not a JSON array")
-    encode = msgspec.json.Encoder(decimal_format="number").encode
-    watched = _Watched(cast("BinaryIO", _Chained(start, buffered)), name)
-    done = 0
+    """Elements of the array the file is, byte for byte but for line ends: numbers keep their digits."""
+    blocks = iter(partial(_buffered(file).read, 256 * 1024), b"")
+    number = 0
     try:
-        for element in ijson.items(watched, "item", buf_size=64 * 1024):
-            done += 1
-            watched.since_element = 0
-            yield encode(element)
-    except ijson.JSONError as error:
-        reason = str(error).splitlines()[0]
-        raise SourceFault(f"{name}, element {done + 1}: not valid JSON ({reason})") from None
-
-
-class _Chained(io.RawIOBase):
-    """A file with the byte in front that was read to look at it."""
-
-    def __init__(self, first: bytes, rest: BinaryIO) -> None:
-        self._first = first
-        self._rest = rest
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        first, self._first = self._first, b""
-        return first or self._rest.read(size)
+        for element in split_array(blocks, LINE_BYTES_MAX):
+            number += 1
+            yield checked_json(element).replace(b"\n", b" ").replace(b"\r", b" ")
+    except NotJson as error:
+        raise SourceFault(f"{name}, element {number}: {error}") from None
+    except NotAnArray as error:
+        raise SourceFault(f"{name}: {error}") from None
 
 
 # --- CSV ----------------------------------------------------------------------------------------------

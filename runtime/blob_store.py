@@ -10,7 +10,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import fsspec
 
@@ -91,7 +91,7 @@ class BlobStore:
         # fsspec ships no types.
         self._fs, root = cast("tuple[Any, str]", cast("Any", fsspec).core.url_to_fs(url))
         self._root = root.rstrip("/")
-        self._is_local = "file" in self._fs.protocol
+        self.is_local = "file" in self._fs.protocol
         self._writer_id = writer_id or f"{os.getpid()}-{id(self):x}"
         self._numbers = itertools.count(1)
 
@@ -150,6 +150,28 @@ class BlobStore:
         if held:
             yield held
 
+    def open_file(self, ref: BlobRef) -> BinaryIO:
+        """The blob as a file that can be read anywhere, for formats whose reader jumps about.
+
+        Its size is checked, its hash is not: that takes reading all of it. Raises: NotFound, Diverged.
+        """
+        with _reachable(ref):
+            file = cast("BinaryIO", self._fs.open(self._place(ref), "rb"))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+        if size != ref.size:
+            file.close()
+            raise Diverged(f"blob {ref.sha256}: the stored content is not what its name says")
+        return file
+
+    def find(self, sha256: str, media_type: str) -> BlobRef:
+        """The reference of a blob of which only the hash is known. Raises: NotFound."""
+        unsized = BlobRef(sha256=sha256, size=0, media_type=media_type)
+        with _reachable(unsized):
+            return BlobRef(
+                sha256=sha256, size=int(self._fs.size(self._place(unsized))), media_type=media_type
+            )
+
     def exists(self, ref: BlobRef) -> bool:
         with _reachable():
             return bool(self._fs.exists(self._place(ref)))
@@ -165,10 +187,10 @@ class BlobStore:
     def settle(self, file: _File, path: str, ref: BlobRef) -> None:
         """Move a written file to its place (for ``BlobWriter``)."""
         place = self._place(ref)
-        if self._is_local:
+        if self.is_local:
             _sync(file)
         file.close()
-        if not self._is_local:
+        if not self.is_local:
             self._fs.mv(path, place)
             return
         folder = os.path.dirname(place)

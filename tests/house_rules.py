@@ -127,7 +127,6 @@ ROOMS: Mapping[str, Room] = {
                 "httpx",
                 "httpx2",
                 "httpx_sse",
-                "ijson",
                 "jsonschema_rs",
                 "mcp",
                 "mcp_types",
