@@ -93,8 +93,8 @@ class Folder:
         path = self.path(folder)
         return sorted(self.fs.find(path)) if self.fs.exists(path) else []
 
-    def write_events(self, events: Sequence[Recorded], name: str) -> None:
-        """The events of a part; ``name`` as ``part_name`` gives it."""
+    def write_events(self, events: Sequence[Recorded], name: str) -> list[str]:
+        """The events of a part; ``name`` as ``part_name`` gives it. Returns the files, relative to the root."""
         by_date: dict[str, list[dict[str, object]]] = {}
         for one in events:
             head = _head(one.data)
@@ -115,6 +115,7 @@ class Folder:
             )
         for date, rows in by_date.items():
             self._write(f"events/date={date}", name, pa.Table.from_pylist(rows, _EVENTS))
+        return [f"events/date={date}/{name}" for date in by_date]
 
     def write_rows(
         self, store: ReadStore, rows: Sequence[ExecutionRow], name: str, exported_to: Position

@@ -60,7 +60,8 @@ class Span(NamedTuple):
     behind: str
 
 
-EVERYTHING = Span("", "~")
+EVERYTHING = Span("", "g")
+"""Ids are hexadecimal, so they sort before ``g`` in every language."""
 
 
 def candidates(
@@ -171,7 +172,7 @@ def drop_events(transaction: Transaction, executions: Sequence[str]) -> None:
 
 
 def drop_span(transaction: Transaction, span: Span, projections: Iterable[Projection]) -> None:
-    """As ``drop_rows`` for all executions of ``span``, and the events of their callbacks."""
+    """As ``drop_rows`` for all executions of ``span``; and as ``drop_events`` for their callbacks alone."""
     tables = [each.name for each in projections if each.archived == "dropped"]
     for table in ("executions", "callbacks", *tables):
         transaction.execute(f"DELETE FROM {table} WHERE execution_id >= ? AND execution_id < ?", span)

@@ -114,13 +114,22 @@ def pages(feed: Callable[[Position, int], list[Recorded]]) -> Generator[Recorded
 
 
 def verify(
-    recorded: Iterable[Recorded], journal: Iterable[JournalEntry] = (), *, settled: bool = False
+    recorded: Iterable[Recorded],
+    journal: Iterable[JournalEntry] = (),
+    *,
+    settled: bool = False,
+    archived: Iterable[Iterable[Recorded]] = (),
 ) -> Report:
     """Check a log from its beginning. Memory grows with what is open, and with ``journal``.
 
     ``settled``: the caller says that all work is done, so an execution without an end is a violation.
+    ``archived``: parts of the log that left it, each with whole streams and in the order of the log.
     """
     checker = _Checker(journal)
+    for part in archived:
+        for one in part:
+            checker.check(one)
+        checker.end_part()
     for one in recorded:
         checker.check(one)
     return checker.report_at_end(settled)
@@ -153,13 +162,19 @@ class _Checker:
         self._ends: Counter[str] = Counter()
         self._topics: Counter[str] = Counter()
         self._report = Report()
+        self._position = 0
+
+    def end_part(self) -> None:
+        """What comes now may stand before what came, in the log."""
+        self._position = 0
 
     def check(self, one: Recorded) -> None:
         report = self._report
-        if one.position <= report.last_position:
-            self._found("position", one, f"stands behind position {report.last_position}")
+        if one.position <= self._position:
+            self._found("position", one, f"stands behind position {self._position}")
+        self._position = max(one.position, self._position)
         report.events += 1
-        report.first_position = report.first_position or one.position
+        report.first_position = min(one.position, report.first_position or one.position)
         report.last_position = max(one.position, report.last_position)
         self._topics[one.topic] += 1
         stream = self._stream_of(one)

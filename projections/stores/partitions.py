@@ -101,11 +101,11 @@ def make_ahead(transaction: Transaction, days: int) -> None:
     while end <= now + AHEAD * days * _DAY:
         # One partition for all the time in which nobody made any.
         begin, end = end, Micros(max(end, _start_of_span(now, days)) + days * _DAY)
-        _make(transaction, begin, end)
+        make(transaction, begin, end)
 
 
 def convert(transaction: Transaction) -> None:
-    """From the one table of release 0.1: it becomes the partition of all time up to now, without being copied.
+    """From the one table of release 0.1: it becomes the partition of all time up to now, uncopied.
 
     Its indexes are built again (ids compare byte by byte now), and what doesn't belong to its span moves:
     flows, keys, resources, callbacks, and children of 0.1, whose ids say nothing about time.
@@ -126,7 +126,35 @@ def convert(transaction: Transaction) -> None:
         transaction.execute(statement)
 
 
-def _make(transaction: Transaction, begin: Micros, end: Micros) -> None:
+class Content(NamedTuple):
+    """What a partition held at one moment; ``position`` of its newest event, 0 when it is empty."""
+
+    events: int
+    position: int
+
+
+def content_of(reader: Reader, partition: Partition) -> Content:
+    [(events, position)] = reader.query(
+        f"SELECT COUNT(*), COALESCE(MAX(notification_id), 0) FROM {partition.name}"
+    )
+    return Content(events, position)
+
+
+def drop(transaction: Transaction, partition: Partition, known: Content) -> bool:
+    """Drop a partition that holds what it held when ``known`` was read; else leave it and answer False.
+
+    Waits for whoever reads or appends, and they for the end of the transaction.
+    """
+    transaction.execute("LOCK TABLE ONLY stored_events IN ACCESS EXCLUSIVE MODE")
+    [(position,)] = transaction.query(f"SELECT COALESCE(MAX(notification_id), 0) FROM {partition.name}")
+    if position != known.position:
+        return False
+    transaction.execute(f"DROP TABLE {partition.name}")
+    return True
+
+
+def make(transaction: Transaction, begin: Micros, end: Micros) -> None:
+    """A partition for the executions accepted from ``begin`` to before ``end``, with those in ``rest``."""
     first, behind = lowest_id(begin), lowest_id(end)
     [(name,)] = transaction.query(
         "SELECT 'stored_events_' || to_char(to_timestamp(?) AT TIME ZONE 'UTC', 'YYYYMMDD')",
