@@ -150,6 +150,9 @@ class Children:
         version = FlowVersion(wanted) or await until_available(
             lambda: self._plans.latest(tenant, flow_id), "read a child's flow"
         )
+        await until_available(
+            lambda: self._plans.check_input(tenant, flow_id, version, node.child_input), "read a child's flow"
+        )
         command = commands.StartExecution(
             at=self._home.now(),
             by=parent.by,

@@ -57,6 +57,22 @@ def test_each_item_is_an_execution_with_an_id_of_its_own(tmp_path: Path) -> None
     run(story())
 
 
+def test_an_item_that_breaks_the_input_schema_of_its_flow_fails_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(INNER + "inputs: {type: object, properties: {n: {type: integer}}}\n")
+            home.publish(OUTER)
+            execution_id = await start(home, home.host(), "outer", input={"items": [1, "x"]})
+            output = (await home.ended(execution_id)).output
+            assert output["results"] == ["2", None]
+            [error] = output["errors"]
+            assert error["index"] == 1
+            assert error["error"]["message"].startswith("child flow inner: n: the value is not of type")
+            assert not home.log.read(children_of(home, execution_id, 2)[1])
+
+    run(story())
+
+
 def test_an_item_may_name_the_version_of_its_flow(tmp_path: Path) -> None:
     async def story() -> None:
         async with Household(tmp_path) as home:
