@@ -8,8 +8,10 @@ from typing import Protocol
 
 import msgspec
 
+from runtime.datasets import PartStore
 from runtime.events import BlobRef, FileDescriptor, Json, StepError, StepLogs
 from runtime.ids import ExecutionId, NodeId
+from runtime.packages import Code
 from runtime.plan import Resources
 
 KIB = 1024
@@ -21,7 +23,8 @@ class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``first``: index of the first item. ``document``: the map's ``each``. ``scope``: what it can see beside
     the item, or ``scope_ref`` when that is large. ``stop_after_seconds``: no further item begins then, and
-    the rest is handed back; 0: never. ``fail_fast``: an item that fails for good ends the chunk.
+    the rest is handed back; 0: never. ``fail_fast``: an item that fails for good ends the chunk. ``tries``:
+    made before, in processes that died.
     """
 
     first: int
@@ -31,6 +34,7 @@ class ChunkCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scope_ref: BlobRef | None = None
     stop_after_seconds: float = 0.0
     fail_fast: bool = False
+    tries: int = 0
 
 
 class ChunkReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,8 +58,8 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``function``: ``module:qualname``. ``key``: the stable idempotency key, handed on to the function.
     ``timeout_seconds`` counts from the moment a worker takes the call, importing the module included.
     ``files``: what the function may open by ``artifact://`` URI. Declared ``resources`` make it a Ray
-    task instead of a call to a pooled worker. ``chunk``: many items instead of one call; ``function`` then
-    only says what they are.
+    task instead of a call to a pooled worker. ``code``: its flow's own, to run it in. ``chunk``: many
+    items instead of one call; ``function`` then only says what they are.
     """
 
     execution_id: ExecutionId
@@ -67,6 +71,7 @@ class StepCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     index: int | None = None
     timeout_seconds: float | None = None
     resources: Resources | None = None
+    code: Code | None = None
     files: tuple[FileDescriptor, ...] = ()
     chunk: ChunkCall | None = None
 
@@ -125,7 +130,7 @@ class WorkerAddress(msgspec.Struct, frozen=True, kw_only=True):
     stderr_path: str = ""
 
 
-class BlobStore(Protocol):
+class BlobStore(PartStore, Protocol):
     """The part of the claim-check store that steps need (``runtime.blob_store`` has it)."""
 
     def put_bytes(self, data: bytes, media_type: str) -> BlobRef: ...

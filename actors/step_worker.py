@@ -115,9 +115,15 @@ class StepWorker:
             raise RuntimeError("a call is run only after _next has made its context")
         self._capture.begin()
         try:
-            outcome = execute(
-                call, context, self._coroutines, self._open_blobs, self._limits.output_bytes_max
-            )
+            if call.chunk is not None:
+                # Imported late: most workers never need it, and it brings templates and expressions along.
+                from actors.chunk_run import run_chunk
+
+                outcome = run_chunk(call, call.chunk, context, self._coroutines, self._open_blobs)
+            else:
+                outcome = execute(
+                    call, context, self._coroutines, self._open_blobs, self._limits.output_bytes_max
+                )
         finally:
             logs = self._capture.end()
         return msgspec.structs.replace(outcome, logs=logs, where=self._where)

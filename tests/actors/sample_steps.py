@@ -236,3 +236,51 @@ def where_am_i(seconds: float = 0.0) -> dict[str, Any]:
     time.sleep(seconds)
     context = ray.get_runtime_context()
     return {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "labels": context.get_node_labels()}
+
+
+# --- items of wide maps -----------------------------------------------------------------------------
+
+
+def pick(item: Any, bad: int = 3) -> Any:
+    """Fails for every ``bad``-th number."""
+    if isinstance(item, int) and item % bad == bad - 1:
+        raise ValueError(f"bad item {item}")
+    return {"n": item}
+
+
+tried: dict[str, int] = {}
+
+
+def better_the_second_time(item: int) -> dict[str, Any]:
+    step = step_context.current()
+    tried[step.idempotency_key] = tried.get(step.idempotency_key, 0) + 1
+    if step.idempotency_key.endswith(":1"):
+        raise ConnectionError("not yet")
+    return {"index": step.index, "key": step.idempotency_key, "item": item}
+
+
+def dawdle(item: int, seconds: float) -> int:
+    """Stops when it is asked to."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not step_context.current().is_cancelled():
+        time.sleep(0.005)
+    return item
+
+
+async def dawdle_later(item: int, seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return item
+
+
+def die_of(item: int, poison: int) -> int:
+    """One item takes its process along."""
+    if item == poison:
+        os._exit(23)
+    return item
+
+
+def note_pid(item: int, folder: str) -> int:
+    """Leaves one line an item behind, in a file of this process."""
+    with Path(folder, str(os.getpid())).open("a", encoding="utf-8") as file:
+        file.write(f"{item}\n")
+    return item

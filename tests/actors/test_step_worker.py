@@ -1,6 +1,5 @@
 """The worker as a plain class, in this process: what becomes of what a function does."""
 
-import hashlib
 import itertools
 import json
 import subprocess
@@ -16,7 +15,8 @@ import pytest
 from actors import step_call, step_context
 from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerLimits
 from actors.step_worker import StepWorker
-from runtime.events import BlobRef, FileDescriptor, StepError, StepLogs
+from runtime.blob_store import BlobStore
+from runtime.events import FileDescriptor, StepError, StepLogs
 from runtime.ids import ExecutionId, NodeId
 
 STEPS = "tests.actors.sample_steps"
@@ -24,26 +24,13 @@ BATCHES = itertools.count(100)
 LIMITS = WorkerLimits(output_bytes_max=1_000, log_bytes_max=2_000, grace_seconds=1)
 
 
-class BlobsInMemory:
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-
-    def put_bytes(self, data: bytes, media_type: str) -> BlobRef:
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.kept[sha256] = data
-        return BlobRef(sha256=sha256, size=len(data), media_type=media_type)
-
-    def get_bytes(self, ref: BlobRef) -> bytes:
-        return self.kept[ref.sha256]
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(f"file://{tmp_path}/blobs")
 
 
 @pytest.fixture
-def blobs() -> BlobsInMemory:
-    return BlobsInMemory()
-
-
-@pytest.fixture
-def worker(blobs: BlobsInMemory) -> Iterator[StepWorker]:
+def worker(blobs: BlobStore) -> Iterator[StepWorker]:
     worker = StepWorker(step_call.encode(LIMITS), own_process=False, blobs=blobs)
     try:
         yield worker
@@ -115,7 +102,7 @@ def test_a_failing_call_does_not_end_its_batch(worker: StepWorker) -> None:
     ]
 
 
-def test_a_large_output_goes_to_the_blob_store(worker: StepWorker, blobs: BlobsInMemory) -> None:
+def test_a_large_output_goes_to_the_blob_store(worker: StepWorker, blobs: BlobStore) -> None:
     outcome = run(worker, "huge", size=5_000)
     assert outcome.output is None
     assert outcome.output_ref is not None
@@ -124,9 +111,10 @@ def test_a_large_output_goes_to_the_blob_store(worker: StepWorker, blobs: BlobsI
     assert json.loads(blobs.get_bytes(outcome.output_ref)) == "h" * 5_000
 
 
-def test_an_output_at_the_bound_stays_inline(worker: StepWorker, blobs: BlobsInMemory) -> None:
-    assert run(worker, "huge", size=998).output == "h" * 998
-    assert blobs.kept == {}
+def test_an_output_at_the_bound_stays_inline(worker: StepWorker) -> None:
+    outcome = run(worker, "huge", size=998)
+    assert outcome.output == "h" * 998
+    assert outcome.output_ref is None
 
 
 def test_an_unserialisable_result_is_named_with_path_and_type(worker: StepWorker) -> None:
@@ -231,7 +219,7 @@ def test_outside_a_step_there_is_no_context(worker: StepWorker) -> None:
         step_context.current()
 
 
-def test_a_step_opens_files_of_its_execution_and_no_others(worker: StepWorker, blobs: BlobsInMemory) -> None:
+def test_a_step_opens_files_of_its_execution_and_no_others(worker: StepWorker, blobs: BlobStore) -> None:
     ref = blobs.put_bytes(b"first\nsecond\n", "text/plain")
     file = FileDescriptor(
         file_id="f1",
@@ -293,7 +281,7 @@ def test_input_is_empty(worker: StepWorker) -> None:
     assert failure(asked).type == "EOFError"
 
 
-def test_closing_the_worker_gives_the_streams_back(blobs: BlobsInMemory) -> None:
+def test_closing_the_worker_gives_the_streams_back(blobs: BlobStore) -> None:
     before = (sys.stdin, sys.stdout, sys.stderr)
     worker = StepWorker(step_call.encode(LIMITS), own_process=False, blobs=blobs)
     run(worker, "chatter")
@@ -391,7 +379,7 @@ def test_tasks_a_coroutine_leaves_behind_are_cancelled(worker: StepWorker, tmp_p
     assert not mark.exists()
 
 
-def test_a_worker_that_grew_too_large_asks_to_be_replaced(blobs: BlobsInMemory) -> None:
+def test_a_worker_that_grew_too_large_asks_to_be_replaced(blobs: BlobStore) -> None:
     small = msgspec.structs.replace(LIMITS, resident_max_mb=1)
     worker = StepWorker(step_call.encode(small), own_process=False, blobs=blobs)
     try:
