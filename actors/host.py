@@ -32,6 +32,8 @@ from actors import messages
 from actors.agent_nodes import AgentNodes
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
+from actors.environment_pools import EnvironmentPools
+from actors.environments import Environments
 from actors.execution_actor import ExecutionActor
 from actors.host_config import HostConfig
 from actors.map_run import MapRun
@@ -44,11 +46,11 @@ from actors.queue_reads import QueueReads, refuse_waiting_for_itself
 from actors.recovery import Recovery
 from actors.repeats import first_answer, is_repeated_cancel
 from actors.revival import Revival, read_back
+from actors.source_files import SourceAccess
 from actors.step_call import StepOutcome
 from actors.structured_logs import configure_host
 from actors.wake_ups import WakeUps
 from actors.watchers import Watchers
-from actors.worker_pool import WorkerPool
 from actors.writer import Committed, GroupCommitWriter
 from runtime import commands, execution, scheduling
 from runtime.blob_store import BlobStore
@@ -176,10 +178,15 @@ class Host:
         limits = msgspec.structs.replace(self.config.pool.limits, blob_url=self.config.blob_url)
         blobs = BlobStore(self.config.blob_url)
         self._performer = Performer(
-            WorkerPool(msgspec.structs.replace(self.config.pool, limits=limits)),
+            EnvironmentPools(msgspec.structs.replace(self.config.pool, limits=limits), Environments(blobs)),
             blobs,
             VettedClientFactory(self.config.egress_allow),
-            self._files_root,
+            SourceAccess(
+                blobs=blobs,
+                files_root=self._files_root,
+                egress_allow=self.config.egress_allow,
+                sources_allow=self.config.sources_allow,
+            ),
             self.owner,
         )
         self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
@@ -548,6 +555,8 @@ class Host:
         )
 
     async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome:
+        if actor.plan.code is not None:
+            attempt = msgspec.structs.replace(attempt, code=actor.plan.code)
         if isinstance(action, RunAgent | CallTool):
             return await self._agents.run(actor, action, attempt)
         tell = None

@@ -12,7 +12,8 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``running_max``: executions admitted at once. ``queued_max``: accepted executions that wait for a
     place; beyond it a start is refused (``Overloaded``). ``tenant_running_max``: places one tenant may have,
     0 for all. ``egress_allow``: private networks and hosts that
-    http_request nodes may reach, as ``EgressRules.parse`` reads it. ``log_file``: empty leaves logging as it
+    http_request nodes and sources of maps may reach, as ``EgressRules.parse`` reads it.
+    ``sources_allow``: URL prefixes below which sources may lie. ``log_file``: empty leaves logging as it
     is. ``dedicated``: lives for one execution and ends with it.
     """
 
@@ -24,6 +25,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     tenant_running_max: int = 0
     files_root: str = ""
     egress_allow: str = ""
+    sources_allow: tuple[str, ...] = ()
     log_file: str = ""
     log_level: str = "info"
     pool: PoolSettings = PoolSettings()

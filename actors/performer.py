@@ -6,21 +6,22 @@ raised. Each effect is bounded: time by the step's timeout, size by the constant
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import assert_never
 
 import httpx
 import msgspec
 
+from actors.environment_pools import EnvironmentPools
 from actors.local_files import path_below
 from actors.patience import until_available
 from actors.resource_tasks import Tell
+from actors.source_files import SourceAccess
 from actors.step_call import StepCall, StepOutcome
-from actors.worker_pool import WorkerPool
 from runtime.blob_store import BlobStore
 from runtime.errors import DomainError, Overloaded
 from runtime.events import BlobRef, FileDescriptor, Json, StepError
 from runtime.ids import ExecutionId, NodeId
+from runtime.packages import Code
 from runtime.plan import (
     Action,
     CallFunction,
@@ -74,6 +75,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources | None
     files: tuple[FileDescriptor, ...] = ()
     index: int | None = None
+    code: Code | None = None
 
 
 class Performer:
@@ -81,17 +83,17 @@ class Performer:
 
     def __init__(
         self,
-        pool: WorkerPool,
+        pool: EnvironmentPools,
         blobs: BlobStore,
         http: Callable[[], httpx.AsyncClient],
-        files_root: Path | None,
+        sources: SourceAccess,
         where: str,
     ) -> None:
         self._pool = pool
         self._blobs = blobs
         self._http_factory = http
         self._http: httpx.AsyncClient | None = None
-        self._files_root = files_root
+        self._sources = sources
         self._where = where
 
     async def perform(self, action: Action, attempt: Attempt, tell: Tell | None = None) -> StepOutcome:
@@ -121,6 +123,7 @@ class Performer:
                         timeout_seconds=attempt.timeout_seconds,
                         resources=attempt.resources,
                         files=attempt.files,
+                        code=attempt.code,
                     ),
                     tell,
                 )
@@ -176,6 +179,10 @@ class Performer:
             return self._failed(StepError(type="HTTPStatusError", message=message[:2_000]))
         return StepOutcome(output=output, where=self._where, started=True)
 
+    def source_access(self, files: tuple[FileDescriptor, ...]) -> SourceAccess:
+        """What an execution with these uploaded files may read items from."""
+        return msgspec.structs.replace(self._sources, files=files)
+
     def _read_text(self, action: ReadText, attempt: Attempt) -> str:
         for file in attempt.files:
             if file.uri == action.uri:
@@ -183,7 +190,7 @@ class Performer:
                 return self._blobs.get_bytes(ref).decode(action.encoding)
         if action.uri.startswith("artifact://"):
             raise FileNotFoundError(f"{action.uri} is not a file of this execution")
-        path = path_below(self._files_root, action.uri)
+        path = path_below(self._sources.files_root, action.uri)
         if path.stat().st_size > TEXT_BYTES_MAX:
             raise ValueError(f"{action.uri} is larger than {TEXT_BYTES_MAX} bytes")
         return path.read_text(action.encoding)

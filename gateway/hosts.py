@@ -63,6 +63,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             queued_max=settings.queued_max,
             files_root=settings.files_root,
             egress_allow=",".join(settings.http_allow),
+            sources_allow=settings.sources_allow,
             pool=PoolSettings(
                 workers_max=settings.workers_max,
                 limits=WorkerLimits(

@@ -46,7 +46,10 @@ class Settings:
     cpus: int = _setting(0, "CPUs of a Ray started here; 0: what this process may use", least=0)
     ray_temp_dir: str = _setting("", "folder for the files of a Ray started here; empty: Ray's own choice")
     app_dir: str = _setting(".", "folder whose modules the Python functions of flows may come from")
-    files_root: str = _setting("", "folder that nodes may read text files below; empty: none")
+    files_root: str = _setting("", "folder that nodes and maps may read files below; empty: none")
+    sources_allow: tuple[str, ...] = _setting(
+        (), "URL prefixes that maps may read below by fsspec, e.g. s3://bucket/data, comma-separated"
+    )
     public_base_url: str = _setting(
         "", "scheme and host that URLs in answers begin with; empty: the request's"
     )
@@ -92,7 +95,8 @@ class Settings:
 
     ability_auth_failure_status: int = _setting(401, "status of a bad key under /api/ability: 401 or 403")
     http_allow: tuple[str, ...] = _setting(
-        (), "networks or hosts http_request nodes may reach though private, comma-separated"
+        (),
+        "networks or hosts http_request nodes and sources of maps may reach though private, comma-separated",
     )
     callback_allow: tuple[str, ...] = _setting(
         (), "networks or hosts callbacks may reach though private, comma-separated"

@@ -22,6 +22,7 @@ from actors.host import Host
 from actors.host_config import HostConfig
 from actors.host_link import HostLink
 from actors.performer import Performer
+from actors.source_files import SourceAccess
 from actors.step_call import StepCall, StepOutcome
 from actors.step_context import StepContext
 from actors.supervision import Readiness
@@ -63,7 +64,7 @@ class LocalHost(Host):
                 cast(WorkerPool, ThreadPool(blobs)),
                 blobs,
                 VettedClientFactory("127.0.0.1"),
-                self._files_root,
+                SourceAccess(blobs=blobs, files_root=self._files_root, egress_allow="127.0.0.1"),
                 self.owner,
             )
             self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
