@@ -207,9 +207,9 @@ def take_lease(store: ReadStore, holder: str, now: Micros) -> bool:
     """Become, or stay, the only one who archives this log, for ``LEASE_SECONDS``."""
     with store.transaction() as transaction:
         taken = transaction.query(
-            "INSERT INTO log_notes AS n (name, value, until) VALUES ('archiving', ?, ?)"
+            "INSERT INTO log_notes (name, value, until) VALUES ('archiving', ?, ?)"
             " ON CONFLICT (name) DO UPDATE SET value = excluded.value, until = excluded.until"
-            " WHERE n.value = excluded.value OR n.until < ? RETURNING n.value",
+            " WHERE log_notes.value = excluded.value OR log_notes.until < ? RETURNING value",
             (holder, now + LEASE_SECONDS * SECOND, now),
         )
     return bool(taken)
