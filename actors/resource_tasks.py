@@ -29,6 +29,7 @@ from ray.exceptions import RayError, WorkerCrashedError
 from actors import step_call
 from actors.cluster_view import ClusterView
 from actors.crash_report import KILL_SECONDS_MAX, crash_error, wait_until_gone
+from actors.environments import EnvironmentFailed, Environments
 from actors.step_call import MIB, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
 from runtime.errors import Overloaded, Unavailable
@@ -81,11 +82,14 @@ class _Wait:
 class ResourceTasks:
     """The host's side: starts the tasks, follows and cancels them."""
 
-    def __init__(self, limits: WorkerLimits, tasks_max: int, view: ClusterView | None = None) -> None:
+    def __init__(
+        self, limits: WorkerLimits, tasks_max: int, environments: Environments | None = None
+    ) -> None:
         self._limits = limits
         self._encoded_limits = step_call.encode(limits)
         self._tasks_max = tasks_max
-        self._view = view or ClusterView()
+        self._environments = environments
+        self._view = ClusterView()
         self._waits: set[_Wait] = set()
         self._watching: asyncio.Task[None] | None = None
         self._open: set[Any] = set()
@@ -148,7 +152,14 @@ class ResourceTasks:
                     wait.lack(alike[kind])
 
     async def _run_once(self, call: StepCall, wait: _Wait) -> StepOutcome:
-        task = _step_task.options(**task_options(wait.resources))
+        options = task_options(wait.resources)
+        if call.code is not None and self._environments is not None:
+            try:
+                options["runtime_env"] = await self._environments.runtime_env(call.code)
+            except EnvironmentFailed as error:
+                failure = StepError(type="EnvironmentFailed", message=str(error))
+                return StepOutcome(error=failure, started=True)  # as final as the function's own faults
+        task = _step_task.options(**options)
         items: Any = task.remote(self._encoded_limits, step_call.encode(call))
         self._open.add(items)
         address = WorkerAddress(where="")

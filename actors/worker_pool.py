@@ -26,6 +26,7 @@ import logging
 import math
 import os
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -42,6 +43,7 @@ from actors.crash_report import (
     last_words,
     wait_until_gone,
 )
+from actors.environments import EnvironmentFailed, Environments
 from actors.resource_tasks import ResourceTasks, Tell, timed_out
 from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorkerActor
@@ -132,13 +134,23 @@ class Durations:
 
 
 class WorkerPool:
-    """Pooled workers and Ray tasks behind one ``run``; lives on one event loop."""
+    """Pooled workers and Ray tasks behind one ``run``; lives on one event loop.
 
-    def __init__(self, settings: PoolSettings | None = None) -> None:
+    ``prepare`` gives Ray's ``runtime_env`` of the workers, all of whose calls are then of that environment.
+    ``environments``: for tasks, each of which may have an environment of its own.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings | None = None,
+        prepare: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+        environments: Environments | None = None,
+    ) -> None:
         self._settings = settings or PoolSettings()
+        self._prepare = prepare
         self._workers_max = self._settings.workers_max or len(os.sched_getaffinity(0))
         self._limits = step_call.encode(self._settings.limits)
-        self._tasks = ResourceTasks(self._settings.limits, self._settings.tasks_max)
+        self._tasks = ResourceTasks(self._settings.limits, self._settings.tasks_max, environments)
         self._queue: deque[_Pending] = deque()
         self._waiting = 0
         self._durations = Durations()
@@ -156,6 +168,10 @@ class WorkerPool:
     def workers(self) -> int:
         """Worker processes that exist or are being started."""
         return len(self._workers) + self._starting
+
+    @property
+    def workers_max(self) -> int:
+        return self._workers_max
 
     @property
     def waiting(self) -> int:
@@ -279,7 +295,11 @@ class WorkerPool:
         """Microseconds; infinite for a call that must travel alone."""
         timeout = pending.call.timeout_seconds
         # A timeout near the time to split would be charged with the time of others.
-        if pending.alone or (timeout is not None and timeout < 2 * self._settings.split_seconds):
+        if (
+            pending.alone
+            or pending.call.chunk is not None
+            or (timeout is not None and timeout < 2 * self._settings.split_seconds)
+        ):
             return math.inf
         return self._durations.expected(pending.call.function)
 
@@ -330,10 +350,15 @@ class WorkerPool:
     async def _start_worker(self) -> None:
         actor = None
         try:
+            runtime_env = await self._prepare() if self._prepare is not None else None
             # Registering an actor asks Ray's control service and may block, hence the thread.
-            actor = await asyncio.to_thread(_create_actor, self._limits)
+            actor = await asyncio.to_thread(_create_actor, self._limits, runtime_env)
             async with asyncio.timeout(self._settings.start_seconds_max):
                 address = step_call.decode_address(await _send(actor.ready))
+        except EnvironmentFailed as error:
+            self._starting -= 1
+            self._fail_waiting(StepError(type="EnvironmentFailed", message=str(error)))
+            return
         except (RayError, TimeoutError) as error:
             self._starting -= 1
             if actor is not None:
@@ -358,13 +383,16 @@ class WorkerPool:
         self._start_failures += 1
         if self._start_failures >= START_FAILURES_MAX and not self._workers:
             self._start_failures = 0
-            failure = StepError(type="WorkerUnavailable", message=f"no worker started: {error}"[:4096])
-            while self._queue:
-                self._queue.popleft().settle(StepOutcome(error=failure))
-            self._waiting = 0
+            message = f"no worker started: {error}"[:4096]
+            self._fail_waiting(StepError(type="WorkerUnavailable", message=message))
             return
         await asyncio.sleep(START_RETRY_SECONDS)
         self._dispatch_soon()
+
+    def _fail_waiting(self, failure: StepError) -> None:
+        while self._queue:
+            self._queue.popleft().settle(StepOutcome(error=failure))
+        self._waiting = 0
 
     def _died(self, worker: _Worker) -> None:
         worker.alive = False
@@ -510,10 +538,14 @@ class WorkerPool:
         return reply.retire
 
 
-def _create_actor(limits: bytes) -> Any:
+def _create_actor(limits: bytes, runtime_env: dict[str, Any] | None) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = StepWorkerActor.options(
-        num_cpus=0, max_restarts=0, enable_task_events=False, scheduling_strategy=here
+        num_cpus=0,
+        max_restarts=0,
+        enable_task_events=False,
+        scheduling_strategy=here,
+        runtime_env=runtime_env,
     ).remote(limits)
     return actor
 
