@@ -12,7 +12,7 @@ up before that, whoever waits gets ``Moved`` and asks who has the execution now.
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -78,7 +78,14 @@ class Reader:
 class HostLink:
     """One host as a gateway sees it: the outbox to it and the feed from it."""
 
-    def __init__(self, name: HostName, handle: Any, gateway_id: str) -> None:
+    def __init__(
+        self,
+        name: HostName,
+        handle: Any,
+        gateway_id: str,
+        on_reachable: Callable[[], None] | None = None,
+    ) -> None:
+        self._on_reachable = on_reachable
         self.name = name
         self._handle = handle
         self._gateway_id = gateway_id
@@ -141,9 +148,12 @@ class HostLink:
         return self.status is not None and self.status.queued > 0
 
     async def ask_status(self) -> None:
-        """Bring ``status`` up to date. Raises: RayError, TimeoutError."""
-        async with asyncio.timeout(POLL_GRACE_SECONDS):
-            self.status = messages.decode_status(await self._handle.status.remote())
+        """Bring ``status`` up to date, unless the host gives no answer now."""
+        try:
+            async with asyncio.timeout(POLL_GRACE_SECONDS):
+                self.status = messages.decode_status(await self._handle.status.remote())
+        except (RayError, TimeoutError) as error:
+            log.debug("no status", host=self.name, error=reason_of(error))  # the feed says whether it lives
 
     async def drain(self, seconds: float) -> tuple[str, ...]:
         """Let the host end its work within ``seconds``; the executions it still holds. Repeatable.
@@ -283,10 +293,12 @@ class HostLink:
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
             pause = 0.1
-            if not self.is_reachable:
-                self._lose()  # what they follow may have moved meanwhile
-            self._reachable.set()
             self.trouble = ""
+            if not self.is_reachable:
+                self._reachable.set()
+                self._lose()  # what they follow may have moved meanwhile
+                if self._on_reachable is not None:
+                    self._on_reachable()
             self._dispatch(batch)
 
     def _dispatch(self, batch: FeedBatch) -> None:

@@ -14,13 +14,18 @@ import msgspec
 class RaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """``address`` empty: a cluster of our own on this machine, ended with this process.
 
-    ``hosts`` 0: one for every two CPUs, at least one. ``cpus`` 0: what this process may use.
+    ``hosts`` 0: one for every two CPUs, at least one; on a joined cluster they follow the load, from
+    ``hosts_min`` to ``hosts_max`` (0: as ``scaler`` says), and one that is to end gets ``drain_seconds`` for
+    what it has begun. ``cpus`` 0: what this process may use.
     ``app_dir``: on the import path of every process of our own cluster. ``agents_file``: where the
     processes are noted that outlive a killed server, for the next start to end them; empty: nowhere.
     """
 
     address: str = ""
     hosts: int = 0
+    hosts_min: int = 0
+    hosts_max: int = 0
+    drain_seconds: float = 60.0
     cpus: int = 0
     temp_dir: str = ""
     app_dir: str = ""

@@ -1,54 +1,51 @@
 """Starts Ray and the hosts, and sees to it that every open execution has a host that lives.
 
-    down --start--> up --(a host is unreachable for LOST_SECONDS)--> its executions are adopted
-                     ^---------------------------------------------- it answers again
+    down --start--> up --(a host is lost, see adoption)--> its executions are adopted by another
+                    ^--------------------------------------- it answers again, or is made anew
 
-Ray restarts a host whose process died (its new incarnation recovers by itself). A host whose node is
-gone, or that no longer exists in this set-up, never answers: another one adopts what it held. Adopting
-is safe even when the lost host is merely slow, because the take-over event makes its writes conflict.
+Ray restarts a host whose process died (its new incarnation recovers by itself). A host that is lost never
+answers, or not soon: another one adopts what it held. Adopting is safe even when the lost host is merely
+slow, because the take-over event makes its writes conflict.
+
+On a joined cluster every gateway does all of this over the same hosts, which belong to none of them. There is
+no leader to lose: the decisions are functions of what all gateways see, and repeating one changes nothing.
 """
 
 import asyncio
-import itertools
-import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 import msgspec
 import ray
 import structlog
 from ray.exceptions import RayError
 
-from actors import messages, ray_cluster
+from actors import adoption, cluster_overview, host_actors, messages, ray_cluster, scaling
 from actors.client import ExecutionClient
-from actors.host import ExecutionHost
+from actors.cluster_overview import ClusterOverview
+from actors.host_actors import DEDICATED, is_dedicated
 from actors.host_config import HostConfig
-from actors.host_link import HostLink
-from actors.ray_cluster import NAMESPACE
+from actors.host_link import Moved
 from actors.ray_settings import RaySettings
-from runtime.errors import DomainError, Overloaded, Unavailable
+from actors.roster import Roster
+from actors.scaler import ENDED_SECONDS_MAX, Scaler
+from actors.scaling import Bounds
+from runtime.errors import DomainError, InvalidTransition, Unavailable
 from runtime.event_log import EventLog
 from runtime.ids import HostName
 
 log = structlog.get_logger(__name__)
 
-LOST_SECONDS = 10.0
-"""A host silent for this long has its executions adopted by another."""
-
 ADOPT_AGAIN_SECONDS = 30.0
 """Adoption works in the background; it is asked for again only after this long."""
 
-DEDICATED = "execution-"
-DEDICATED_MAX = 100
-"""Hosts for single executions at once: each is a process of about 90 MB."""
+RENEW_SECONDS = 10.0
+"""A host of our own Ray that has not answered for this long is made anew, and again after as long."""
 
 START_SECONDS_MAX = 60.0
-"""How long a dedicated host may take to start, or to come back, before it is given up."""
+"""How long a dedicated host may stay without its execution before it is ended."""
 
-INSPECT_SECONDS = 2.0
-
-CALLS_AT_ONCE_MAX = 1_000
+INSPECT_SECONDS = 1.0
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,21 +73,17 @@ class Supervisor:
     ) -> None:
         """``on_lost`` is told in a sentence that our own Ray has died; the process had better end."""
         self._settings = settings
+        self._is_joined = bool(settings.address)
         self._on_lost = on_lost
-        self._host = host
         self._log = event_log
-        self._client = client
-        self._links: dict[HostName, HostLink] = {}
-        self._handles: dict[HostName, Any] = {}
-        self._silent_since: dict[HostName, float] = {}
+        self._roster = Roster(host, client, uuid.uuid4().hex, is_joined=self._is_joined)
+        self._scaler = Scaler(settings, self._roster)
         self._idle_since: dict[HostName, float] = {}
         self._renewed_at: dict[HostName, float] = {}
-        self._opening = asyncio.Lock()
         self._adopted_at: dict[HostName, float] = {}
         self._task: asyncio.Task[None] | None = None
         self._is_up = False
         self._problem = "Ray is starting"
-        self._gateway_id = uuid.uuid4().hex
 
     def open(
         self, on_ready: Callable[[], None] | None = None, ray_start: Awaitable[None] | None = None
@@ -102,22 +95,44 @@ class Supervisor:
         self._task = asyncio.get_running_loop().create_task(self._run(on_ready, ray_start))
 
     def readiness(self) -> Readiness:
-        links = self._links.values()
-        hosts = {str(link.name): link.is_reachable for link in links if not is_dedicated(link.name)}
+        hosts = {str(link.name): link.is_reachable for link in self._roster.pooled()}
+        if self._is_joined and any(hosts.values()):
+            # Hosts come and go here, and what one leaves another takes up: one that answers will do.
+            hosts = {name: is_reachable for name, is_reachable in hosts.items() if is_reachable}
         return Readiness(ray=self._is_up, hosts=hosts, problem=self._problem)
+
+    async def overview(self) -> ClusterOverview:
+        """The nodes and hosts as this gateway sees them. Raises: Unavailable while the store is away."""
+        held = await asyncio.to_thread(self._log.owners)
+        count = len(self._roster.pooled())
+        bounds = self._scaler.bounds() if self._is_joined else Bounds(count, count)
+        return cluster_overview.overview(self._roster, bounds, held)
+
+    def drain(self, name: str) -> None:
+        """Begin to end a host: it takes nothing new, gives what waits to others, and ends when all is done.
+
+        Raises: NotFound; InvalidTransition on a Ray of our own; Unavailable for the last host.
+        """
+        if not self._is_joined:
+            raise InvalidTransition("hosts of a Ray started by the server stay as many as they are")
+        self._scaler.drain(name)
 
     async def close(self) -> None:
         """Let hosts write what they hold, then end what is ours."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for link in self._links.values():
+        for link in self._roster.links.values():
             link.close()
-        if self._is_up and not self._settings.address:
-            closings = [handle.close.remote() for handle in self._handles.values()]
-            await asyncio.wait([asyncio.ensure_future(_ended(closing)) for closing in closings], timeout=10)
+        if self._is_up and not self._is_joined:
+            handles = self._roster.handles.values()
+            closings = [asyncio.ensure_future(host_actors.closed(handle)) for handle in handles]
+            if closings:
+                await asyncio.wait(closings, timeout=ENDED_SECONDS_MAX)
         if self._is_up:
             await asyncio.to_thread(_shutdown_ray)
+
+    # --- start ----------------------------------------------------------------------------------------
 
     async def _run(self, on_ready: Callable[[], None] | None, ray_start: Awaitable[None] | None) -> None:
         try:
@@ -128,21 +143,26 @@ class Supervisor:
             return
         self._is_up = True
         self._problem = "hosts are starting"
-        for number in range(self._host_count()):
-            await self._add_host(HostName(f"host-{number}"))
-        self._client.connect(self._links, self._open_dedicated)
+        if self._is_joined:
+            await self._roster.look()
+            count = self._scaler.bounds().least - len(self._roster.pooled())
+        else:
+            count = self._settings.hosts or max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
+        await self._roster.add(max(0, count))
         async with asyncio.TaskGroup() as group:
             # A host may fail to start (its store is away): it is made anew before anything was ready.
             group.create_task(self._announce(on_ready))
             group.create_task(self._inspect_for_ever())
 
     async def _announce(self, on_ready: Callable[[], None] | None) -> None:
-        for link in tuple(self._links.values()):
-            await link.wait_reachable()
+        enough = any if self._is_joined else all  # there, one may be on a node that is just being lost
+        while not enough(link.is_reachable for link in self._roster.pooled()):
+            self._roster.news.clear()
+            await self._roster.news.wait()
         self._problem = ""
         if on_ready is not None:
             on_ready()
-        if self._settings.agents_file and not self._settings.address:
+        if self._settings.agents_file and not self._is_joined:
             await self._end_remains(self._settings.agents_file)
 
     @staticmethod
@@ -154,6 +174,11 @@ class Supervisor:
             return
         if remains:
             log.info("ended what a killed server had left behind", processes=remains)
+
+    def _start_ray(self) -> None:
+        ray_cluster.start(self._settings)
+
+    # --- inspection -----------------------------------------------------------------------------------
 
     async def _inspect_for_ever(self) -> None:
         while True:
@@ -170,141 +195,69 @@ class Supervisor:
                 log.error("inspection failed by a fault of ours, trying again", exc_info=error)
             await asyncio.sleep(INSPECT_SECONDS)
 
-    def _start_ray(self) -> None:
-        ray_cluster.start(self._settings)
-
-    def _host_count(self) -> int:
-        if self._settings.hosts:
-            return self._settings.hosts
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        return max(1, cpus // 2)
-
-    async def _open_dedicated(self, execution_id: str) -> HostLink:
-        """A host for this execution alone; it ends when the execution has ended."""
-        name = HostName(f"{DEDICATED}{execution_id}")
-        async with self._opening:  # two requests for one execution must not make two links
-            link = self._links.get(name)
-            if link is None:
-                if sum(is_dedicated(known) for known in self._links) >= DEDICATED_MAX:
-                    raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
-                link = await self._add_host(name)
-                self._client.connect(self._links, self._open_dedicated)
-            return link
-
-    def _log_file(self, name: HostName) -> str:
-        """In the folder the configuration names; dedicated hosts share one, for there may be thousands."""
-        folder = self._host.log_file
-        if folder in ("", "-"):
-            return folder
-        return os.path.join(folder, f"{'dedicated' if is_dedicated(name) else name}.log")
-
-    async def _add_host(self, name: HostName) -> HostLink:
-        handle = await asyncio.to_thread(self._create, name)
-        link = HostLink(name, handle, self._gateway_id)
-        link.open()
-        self._handles[name] = handle
-        self._links[name] = link
-        return link
-
-    def _create(self, name: HostName) -> Any:
-        config = msgspec.structs.replace(
-            self._host, name=name, dedicated=is_dedicated(name), log_file=self._log_file(name)
-        )
-        return _create_host(config, detached=bool(self._settings.address))
-
     async def _inspect(self) -> None:
-        """Find open executions whose host does not answer, and give them to one that does."""
+        """See who lives; give what the others held to those; then see whether there are enough."""
+        # The holders first: whoever holds something was made before, so it is found afterwards.
+        holders = await asyncio.to_thread(self._log.owners)
+        if self._is_joined:
+            await self._roster.look()
         now = asyncio.get_running_loop().time()
-        living = [link for link in self._links.values() if link.is_reachable]
-        for name, link in self._links.items():
-            if link.is_reachable:
-                self._silent_since.pop(name, None)
-            else:
-                self._silent_since.setdefault(name, now)
-        owners = await asyncio.to_thread(self._log.owners)
-        await self._forget_ended(owners, now)
-        await self._renew_lost(owners, now)
-        pooled = [link for link in living if not is_dedicated(link.name)]
-        if not pooled:
-            return
-        heirs = itertools.cycle(pooled)
-        for owner in owners:
-            silent_since = self._silent_since.get(owner)
-            # A dedicated host has what its execution needs, and is rather waited for than replaced.
-            patience = START_SECONDS_MAX if is_dedicated(owner) else LOST_SECONDS
-            if owner in self._links and (silent_since is None or now - silent_since < patience):
+        await self._roster.take_note(now)
+        await self._forget_ended(holders, now)
+        await self._adopt_lost(holders, now)
+        if self._is_joined:
+            await self._scaler.drain_some(holders)
+            await self._scaler.follow_load(now)
+        else:
+            await self._renew_lost(holders, now)
+
+    async def _adopt_lost(self, holders: Mapping[HostName, int], now: float) -> None:
+        """Give the executions of hosts that are lost to one that takes executions."""
+        living = [link.name for link in self._roster.pooled() if link.accepts]
+        for owner in holders:
+            if not adoption.is_lost(self._roster.sight(owner, now)):
                 continue
             if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
                 continue
-            if is_dedicated(owner) and owner not in self._links:
-                await self._open_dedicated(owner.removeprefix(DEDICATED))
+            if is_dedicated(owner) and owner not in self._roster.links:
+                await self._roster.open_dedicated(owner.removeprefix(DEDICATED))
             else:
-                heir = next(heirs)
-                log.warning("adopting the executions of a lost host", owner=owner, heir=heir.name)
-                await heir.send(messages.Adopt(owner))
+                heir = scaling.heir_of(owner, living)
+                if heir is None:
+                    return  # until one is made, or answers again
+                log.warning("adopting the executions of a lost host", owner=owner, heir=heir)
+                await self._roster.links[heir].send(messages.Adopt(owner))
+                if owner in self._roster.links:
+                    self._roster.links[owner].release(Moved(f"host {owner} is lost"))
             self._adopted_at[owner] = now
+        for owner in self._adopted_at.keys() - holders.keys():
+            del self._adopted_at[owner]
 
-    async def _renew_lost(self, owners: Mapping[HostName, int], now: float) -> None:
-        """Make lost hosts anew. One that is only silent stays as it is: there is one actor of a name."""
-        for name, since in tuple(self._silent_since.items()):
+    async def _renew_lost(self, holders: Mapping[HostName, int], now: float) -> None:
+        """Make hosts of our own Ray anew that have been away for long."""
+        away = self._roster.unreachable_since()
+        for name, since in away.items():
             last = max(since, self._renewed_at.get(name, 0.0))
-            if now - last < LOST_SECONDS or (is_dedicated(name) and name not in owners):
-                continue
-            self._renewed_at[name] = now
-            handle = await asyncio.to_thread(self._create, name)
-            if handle != self._handles[name]:  # dropping our first handle to a living actor would end it
-                self._handles[name] = handle
-                self._links[name].reconnect(handle)
+            if now - last >= RENEW_SECONDS and (name in holders or not is_dedicated(name)):
+                self._renewed_at[name] = now
+                await self._roster.renew(name)
+        self._renewed_at = {name: at for name, at in self._renewed_at.items() if name in away}
 
-    async def _forget_ended(self, owners: Mapping[HostName, int], now: float) -> None:
+    async def _forget_ended(self, holders: Mapping[HostName, int], now: float) -> None:
         """Drop dedicated hosts that ended with their execution, and end those that outlived it."""
-        for name, link in tuple(self._links.items()):
-            if not is_dedicated(name) or name in owners:
+        for name, link in tuple(self._roster.links.items()):
+            if not is_dedicated(name) or name in holders:
                 self._idle_since.pop(name, None)
                 continue
             idle_since = self._idle_since.setdefault(name, now)
             has_ended = link.has_answered and not link.is_reachable
             if not has_ended and now - idle_since < START_SECONDS_MAX:
                 continue  # its execution may still be on the way to it
-            self._links.pop(name).close()
-            handle = self._handles.pop(name)
-            self._silent_since.pop(name, None)
+            handle, is_reachable = self._roster.handles[name], link.is_reachable
+            self._roster.drop(name)
             self._idle_since.pop(name, None)
-            self._renewed_at.pop(name, None)
-            self._client.connect(self._links, self._open_dedicated)
-            if link.is_reachable:
-                await asyncio.to_thread(_end_host, handle)
-
-
-def is_dedicated(name: str) -> bool:
-    """Whether the host of this name lives for one execution."""
-    return name.startswith(DEDICATED)
-
-
-def _create_host(config: HostConfig, *, detached: bool) -> Any:
-    lifetime = {"lifetime": "detached"} if detached else {}
-    return ExecutionHost.options(
-        name=config.name,
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_task_retries=0,
-        max_concurrency=CALLS_AT_ONCE_MAX,
-        enable_task_events=False,
-        **lifetime,
-    ).remote(msgspec.json.encode(config))
-
-
-def _end_host(handle: Any) -> None:
-    ray.kill(handle)
-
-
-async def _ended(closing: Any) -> None:
-    try:
-        await closing
-    except RayError as error:
-        log.info("a host had ended before it was closed", error=str(error)[:200])
+            if is_reachable:
+                await asyncio.to_thread(host_actors.end, handle)
 
 
 def _shutdown_ray() -> None:

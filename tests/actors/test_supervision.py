@@ -12,11 +12,12 @@ import psutil
 import pytest
 import ray
 
-from actors import host_link, supervision
+from actors import adoption, host_link, supervision
 from actors.client import ExecutionClient
 from actors.host_config import HostConfig
+from actors.ray_cluster import NAMESPACE
 from actors.ray_settings import RaySettings
-from actors.supervision import NAMESPACE, Supervisor
+from actors.supervision import Supervisor
 from runtime.blob_store import BlobStore
 from runtime.errors import Unavailable
 from runtime.event_log import Recorded
@@ -30,7 +31,9 @@ READY_SECONDS = 60.0
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rules with short bounds; the Ray of the suite is not ours to end."""
-    monkeypatch.setattr(supervision, "LOST_SECONDS", 1.0)
+    monkeypatch.setattr(supervision, "RENEW_SECONDS", 1.0)
+    monkeypatch.setattr(adoption, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(adoption, "RESTART_SECONDS", 1.0)
     monkeypatch.setattr(supervision, "INSPECT_SECONDS", 0.2)
     monkeypatch.setattr(host_link, "POLL_SECONDS", 0.5)
     monkeypatch.setattr(host_link, "POLL_GRACE_SECONDS", 1.5)
@@ -47,7 +50,7 @@ class _Supervisor(Supervisor):
         return _handle(name)
 
     def host_names(self) -> list[str]:
-        return [str(name) for name in self._links]
+        return [str(name) for name in self._roster.links]
 
 
 class Cluster:

@@ -96,12 +96,14 @@ def impatient(connect: Connect) -> Connect:
         await connect(opened, on_ready)
         if os.environ.get("FAULT_IMPATIENT"):
             # Only now: importing these imports Ray, whose environment `connect` has prepared.
+            import actors.adoption
             import actors.host_link
             import actors.supervision
 
             actors.host_link.POLL_SECONDS = actors.host_link.POLL_GRACE_SECONDS = IMPATIENT_SECONDS
             actors.host_link.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
-            actors.supervision.LOST_SECONDS = IMPATIENT_SECONDS
+            actors.supervision.RENEW_SECONDS = IMPATIENT_SECONDS
+            actors.adoption.SILENT_SECONDS = actors.adoption.RESTART_SECONDS = IMPATIENT_SECONDS
 
     return connect_and_hurry
 

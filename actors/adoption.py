@@ -1,0 +1,46 @@
+"""When a host is lost, so that another one must take over what it held. Pure: no clock, no Ray.
+
+    answers                          it has what it has
+    its node is gone                 lost at once: nothing of it will ever answer
+    calls fail, its node lives       Ray starts its process again, which recovers by itself: wait a while
+    calls get no answer              frozen or cut off: lost soon
+    nobody knows its name            lost at once: it left, or belongs to another set-up of this store
+
+Adopting is safe even when the lost host is merely slow, because the take-over event makes its writes
+conflict; all that is at stake is doing again what was not recorded. From a host's last sign of life to its
+take-over it is at most ``POLL_SECONDS + POLL_GRACE_SECONDS + SILENT_SECONDS`` and one inspection: under 10 s.
+"""
+
+import msgspec
+
+from actors.host_link import Trouble
+
+SILENT_SECONDS = 3.5
+"""How long a host that gives no answer is waited for, once the first answer was missed."""
+
+RESTART_SECONDS = 10.0
+"""How long Ray gets to start the process of a host again."""
+
+DEDICATED_SECONDS = 60.0
+"""A dedicated host has what its execution needs, and is rather waited for than replaced."""
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one host. ``seconds``: for how long it has not answered."""
+
+    trouble: Trouble = ""
+    seconds: float = 0.0
+    node_is_gone: bool = False
+    is_dedicated: bool = False
+
+
+def is_lost(sight: Sight | None) -> bool:
+    """Whether another host is to take over what this one held; None: nobody knows such a host."""
+    if sight is None:
+        return True
+    if not sight.trouble:
+        return False
+    if sight.is_dedicated:
+        return sight.seconds >= DEDICATED_SECONDS
+    patience = SILENT_SECONDS if sight.trouble == "silent" else RESTART_SECONDS
+    return sight.node_is_gone or sight.seconds >= patience

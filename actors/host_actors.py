@@ -1,0 +1,78 @@
+"""Hosts as Ray actors: made on a node of choice, found by name, ended. Blocking: called on threads.
+
+On a cluster of others' hosts are detached: they outlive the gateway that made them, and every gateway finds
+them by name. A host needs no CPU of its own as far as Ray is concerned, else it would keep work that wants
+all of a node's CPUs waiting for ever.
+"""
+
+from typing import Any, cast
+
+import msgspec
+import ray
+import structlog
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.host import ExecutionHost
+from actors.host_config import HostConfig
+from actors.ray_cluster import NAMESPACE
+from actors.scaling import PREFIX
+from runtime.ids import HostName
+
+log = structlog.get_logger(__name__)
+
+CALLS_AT_ONCE_MAX = 1_000
+
+DEDICATED = "execution-"
+
+
+def is_dedicated(name: str) -> bool:
+    """Whether the host of this name lives for one execution."""
+    return name.startswith(DEDICATED)
+
+
+def create(config: HostConfig, *, detached: bool, node: str = "") -> Any:
+    """A handle to the host of this name, which is made when there is none.
+
+    ``node``: where it had best be; it may be elsewhere when Ray finds no way to put it there.
+    """
+    options: dict[str, Any] = {"lifetime": "detached"} if detached else {}
+    if node:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    return ExecutionHost.options(
+        name=config.name,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=CALLS_AT_ONCE_MAX,
+        enable_task_events=False,
+        **options,
+    ).remote(msgspec.json.encode(config))
+
+
+def find() -> dict[HostName, Any]:
+    """Handles to all pooled hosts there are, whoever made them, by name."""
+    found: dict[HostName, Any] = {}
+    for name in ray.util.list_named_actors():
+        if name.startswith(PREFIX):
+            try:
+                # Ray's own types leave the class of the actor open.
+                found[HostName(name)] = cast(Any, ray).get_actor(name, namespace=NAMESPACE)
+            except ValueError:
+                continue  # it ended between the two questions
+    return found
+
+
+def end(handle: Any) -> None:
+    """For good: Ray does not start it again. Ending one that has ended is harmless."""
+    ray.kill(handle)
+
+
+async def closed(handle: Any) -> None:
+    """Wait until the host has written what it holds, or has ended."""
+    try:
+        await handle.close.remote()
+    except RayError as error:
+        log.info("a host had ended before it was closed", error=str(error)[:200])

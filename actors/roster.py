@@ -1,0 +1,166 @@
+"""The hosts one gateway knows: a link and a handle to each, made, found, dropped, and told to the client.
+
+On a machine of our own these are all the hosts there are. On a joined cluster others make and end hosts too:
+``look`` finds the new ones by name and forgets those that are gone.
+"""
+
+import asyncio
+import os
+from typing import Any
+
+import msgspec
+
+from actors import cluster_nodes, host_actors, scaling
+from actors.adoption import Sight
+from actors.client import ExecutionClient
+from actors.cluster_nodes import ClusterNode
+from actors.host_actors import DEDICATED, is_dedicated
+from actors.host_config import HostConfig
+from actors.host_link import HostLink, Moved
+from runtime.errors import Overloaded
+from runtime.ids import HostName
+
+DEDICATED_MAX = 100
+"""Hosts for single executions at once: each is a process of about 90 MB."""
+
+
+class Roster:
+    """Lives on the gateway's loop; everything of Ray that blocks happens on threads."""
+
+    def __init__(
+        self, host: HostConfig, client: ExecutionClient, gateway_id: str, *, is_joined: bool
+    ) -> None:
+        """``host``: what each host is told, but for its name. ``is_joined``: others have hosts here too."""
+        self._host = host
+        self._client = client
+        self._gateway_id = gateway_id
+        self._is_joined = is_joined
+        self._opening = asyncio.Lock()
+        self._unreachable_since: dict[HostName, float] = {}
+        self._gone: frozenset[str] = frozenset()
+        self.news = asyncio.Event()
+        """Set when a host answers that did not before."""
+        self.links: dict[HostName, HostLink] = {}
+        self.handles: dict[HostName, Any] = {}
+        self.nodes: dict[str, ClusterNode] = {}
+
+    def pooled(self) -> list[HostLink]:
+        return [link for link in self.links.values() if not is_dedicated(link.name)]
+
+    def connect(self) -> None:
+        """Tell the client which hosts there are."""
+        self._client.connect(self.links, self.open_dedicated, are_all=not self._is_joined)
+
+    async def open_dedicated(self, execution_id: str) -> HostLink:
+        """A host for this execution alone; it ends when the execution has ended."""
+        name = HostName(f"{DEDICATED}{execution_id}")
+        async with self._opening:  # two requests for one execution must not make two links
+            link = self.links.get(name)
+            if link is None:
+                if sum(is_dedicated(known) for known in self.links) >= DEDICATED_MAX:
+                    raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
+                link = await self._add_one(name)
+                self.connect()
+            return link
+
+    async def add(self, count: int) -> None:
+        """New hosts, each on the node that has the fewest for its CPUs."""
+        where = {link.name: link.status.node for link in self.pooled() if link.status is not None}
+        cpus = {node.id: node.cpus for node in self.nodes.values() if node.is_alive}
+        for name in scaling.new_names(self.links, count):
+            node = where[name] = scaling.node_for(cpus, where.values())
+            await self._add_one(name, node)
+        self.connect()
+
+    async def renew(self, name: HostName) -> None:
+        """Make a lost host anew, unless it is only silent: there is one actor of a name."""
+        handle = await asyncio.to_thread(self._create, name)
+        if handle != self.handles[name]:  # dropping our first handle to a living actor would end it
+            self.handles[name] = handle
+            self.links[name].reconnect(handle)
+
+    def drop(self, name: HostName) -> None:
+        """Forget a host that has ended, or that nobody will hear of again."""
+        self.links.pop(name).close(Moved(f"host {name} has ended"))
+        self.handles.pop(name)
+        self._unreachable_since.pop(name, None)
+        self.connect()
+
+    async def look(self) -> None:
+        """The nodes, and the hosts that others made or ended. Raises: RayError while Ray's head is away."""
+        self.nodes, found = await asyncio.to_thread(_read_cluster)
+        for name, handle in found.items():
+            if name not in self.links:
+                self._link_to(name, handle)
+                self.connect()
+        for link in self.pooled():
+            if link.name not in found and not link.is_reachable:
+                self.drop(link.name)
+
+    async def _add_one(self, name: HostName, node: str = "") -> HostLink:
+        return self._link_to(name, await asyncio.to_thread(self._create, name, node))
+
+    def _link_to(self, name: HostName, handle: Any) -> HostLink:
+        link = HostLink(name, handle, self._gateway_id, self.news.set)
+        link.open()
+        self.handles[name] = handle
+        self.links[name] = link
+        return link
+
+    def _create(self, name: HostName, node: str = "") -> Any:
+        config = msgspec.structs.replace(
+            self._host, name=name, dedicated=is_dedicated(name), log_file=self._log_file(name)
+        )
+        return host_actors.create(config, detached=self._is_joined, node=node)
+
+    def _log_file(self, name: HostName) -> str:
+        """In the folder the configuration names; dedicated hosts share one, for there may be thousands."""
+        folder = self._host.log_file
+        if folder in ("", "-"):
+            return folder
+        return os.path.join(folder, f"{'dedicated' if is_dedicated(name) else name}.log")
+
+    # --- who answers ----------------------------------------------------------------------------------
+
+    async def take_note(self, now: float) -> None:
+        """Who answers, how they are, and which of the others' nodes are gone."""
+        for name, link in self.links.items():
+            if link.is_reachable:
+                self._unreachable_since.pop(name, None)
+            else:
+                self._unreachable_since.setdefault(name, now)
+        reachable = [link for link in self.links.values() if link.is_reachable]
+        await asyncio.gather(*(link.ask_status() for link in reachable))
+        if self._is_joined:
+            self._gone = await self._gone_nodes()
+
+    async def _gone_nodes(self) -> frozenset[str]:
+        statuses = [link.status for link in self.links.values() if not link.is_reachable]
+        asked = sorted({status.node for status in statuses if status is not None and status.node})
+        gone = await asyncio.gather(
+            *(asyncio.to_thread(cluster_nodes.is_gone, self.nodes.get(node)) for node in asked)
+        )
+        return frozenset(node for node, is_gone in zip(asked, gone, strict=True) if is_gone)
+
+    def unreachable_since(self) -> dict[HostName, float]:
+        """Hosts that don't answer, and since when."""
+        return dict(self._unreachable_since)
+
+    def sight(self, name: HostName, now: float) -> Sight | None:
+        """What is known of a host; None for one nobody here knows."""
+        link = self.links.get(name)
+        if link is None:
+            return None
+        since = self._unreachable_since.get(name)
+        if since is None:
+            return Sight(is_dedicated=is_dedicated(name))
+        return Sight(
+            trouble=link.trouble or "broken",
+            seconds=now - since,
+            node_is_gone=link.status is not None and link.status.node in self._gone,
+            is_dedicated=is_dedicated(name),
+        )
+
+
+def _read_cluster() -> tuple[dict[str, ClusterNode], dict[HostName, Any]]:
+    return cluster_nodes.read(), host_actors.find()
