@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import pyarrow.parquet as pq
+import pyarrow.parquet
 import pytest
 
 from gateway.batch_documents import MAP_NODE
 from projections.execution_summary import get
 from runtime import commands
+from runtime.administration import Cause
 from runtime.datasets import ItemFailure, write_failures, write_lines
 from runtime.errors import Unavailable
 from runtime.events import BlobRef, ChunkResult, FileDescriptor, StepError
 from runtime.ids import NodeId
+from runtime.items_file import given_items
 from tests.gateway.running_app import Running, running
 
 BATCHES = "/api/admin/batches"
@@ -222,7 +224,8 @@ def test_results_as_parquet_have_a_row_for_each_item() -> None:
             await begin(app, execution)
             await record(app, execution, 0, [{"a": 1}, WRONG], [{}])
             answer = await app.client.get(f"{BATCHES}/{batch['batch_id']}/results?format=parquet")
-            rows: Any = pq.read_table(io.BytesIO(answer.content)).to_pylist()
+            parquet: Any = pyarrow.parquet
+            rows = parquet.read_table(io.BytesIO(answer.content)).to_pylist()
             assert rows == [
                 {"index": 0, "output": '{"a":1}', "error_type": None, "error_message": None},
                 {
@@ -270,5 +273,90 @@ def test_a_file_above_the_bound_is_refused() -> None:
             files = {"inputs": ("a.jsonl", b'{"n":1}\n' * 100)}
             answer = await app.client.post(BATCHES, data={"flow": "greeting"}, files=files)
             assert answer.status_code == 413
+
+    asyncio.run(scenario())
+
+
+async def key_of(app: Running, tenant: str, *scopes: str) -> dict[str, str]:
+    """Headers with a new key."""
+    body = {"name": "test", "tenant": tenant, "scopes": scopes}
+    answer = await app.client.post("/api/admin/keys", json=body)
+    assert answer.status_code == 201, answer.text
+    return {"X-API-Key": answer.json()["secret"]}
+
+
+def test_what_another_tenant_owns_answers_like_what_does_not_exist() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            batch = await new_batch(app)
+            theirs = await key_of(app, "other", "run", "read")
+            for method, path in (("GET", ""), ("GET", "/items"), ("GET", "/results"), ("POST", "/cancel")):
+                url = f"{BATCHES}/{batch['batch_id']}{path}"
+                answer = await app.client.request(method, url, headers=theirs)
+                assert answer.status_code == 404
+                assert answer.json()["error"]["code"] == "batch_not_found"
+
+    asyncio.run(scenario())
+
+
+def test_a_source_of_the_servers_takes_an_admin_key_and_inputs_one_that_runs() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            runner = await key_of(app, "default", "run")
+            body = {"flow": "greeting", "source": "orders/*.csv"}
+            refused = await app.client.post(BATCHES, json=body, headers=runner)
+            assert refused.status_code == 403
+            allowed = await app.client.post(BATCHES, json=body)
+            assert allowed.status_code == 201
+            assert allowed.json()["counts"]["total"] is None
+            inputs: dict[str, Any] = {"flow": "greeting", "inputs": [{}]}
+            assert (await app.client.post(BATCHES, json=inputs, headers=runner)).status_code == 201
+            both = {**body, **inputs}
+            assert (await app.client.post(BATCHES, json=both)).status_code == 422
+            reader = await key_of(app, "default", "read")
+            assert (await app.client.post(BATCHES, json=inputs, headers=reader)).status_code == 403
+
+    asyncio.run(scenario())
+
+
+WIDE: dict[str, Any] = {
+    "heliograph": 1,
+    "id": "wide",
+    "nodes": [
+        {"id": MAP_NODE, "kind": "map", "source": "all.jsonl", "each": {"kind": "select", "value": "${item}"}}
+    ],
+}
+
+
+def test_a_flow_runs_again_over_only_the_failed_items_of_its_map() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            await app.gateway.catalogue.publish("default", WIDE, Cause(at=app.gateway.clock()))
+            started = await app.client.post("/v1/executions/wide/async", json={"input_data": {"day": 3}})
+            execution = started.json()["execution_id"]
+            url = f"/api/admin/executions/{execution}"
+            await begin(app, execution)
+            await record(app, execution, 0, ["a", WRONG, WRONG], [{"n": 1}, {"n": 2}])
+            page = (await app.client.get(f"{url}/failed-items")).json()
+            assert [(item["index"], item["input"]) for item in page["items"]] == [
+                (1, {"n": 1}),
+                (2, {"n": 2}),
+            ]
+            assert (await app.client.post(f"{url}/rerun-failed", json={})).status_code == 409
+            await complete(app, execution)
+            wrong = await app.client.post(f"{url}/rerun-failed", json={"node": "other"})
+            assert wrong.status_code == 422
+            again = await app.client.post(f"{url}/rerun-failed", json={})
+            assert again.status_code == 202, again.text
+            assert again.json()["items"] == 2
+            row = get(app.gateway.store, again.json()["execution_id"])
+            assert row is not None
+            assert msgspec.json.decode(row.input) == {"day": 3}
+            files = msgspec.json.decode(row.files, type=tuple[FileDescriptor, ...])
+            source = given_items(files, NODE)
+            assert source is not None
+            assert source.uri == files[0].uri
+            ref = BlobRef(sha256=files[0].sha256, size=files[0].size, media_type=files[0].content_type)
+            assert app.gateway.blobs.get_bytes(ref) == b'{"n":1}\n{"n":2}\n'
 
     asyncio.run(scenario())
