@@ -164,9 +164,14 @@ def test_the_worker_imports_nothing_of_the_gateway_or_the_log() -> None:
         "actors.step_execution",
         "actors.step_worker",
         "runtime.agent_spec",
+        "runtime.datasets",
+        "runtime.errors",
         "runtime.events",
         "runtime.ids",
+        "runtime.packages",
+        "runtime.placement",
         "runtime.plan",
+        "runtime.queues",
     }
 
 
