@@ -19,6 +19,7 @@ from typing import Any, cast
 import msgspec
 
 from bench import agents, progress, throughput
+from bench.batch import batch
 from bench.fan_out import fan_out
 from bench.generator import GeneratorFault
 from bench.idle import idle
@@ -41,6 +42,7 @@ FIGURES: dict[str, Measure] = {
     "kill": kill,
     "sse_fanout": fan_out,
     "idle": idle,
+    "batch": batch,
     "agents": agents.agents,
     "agents_idle": agents.conversations,
     "agents_kill": agents.agents_kill,
