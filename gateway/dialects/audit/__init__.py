@@ -6,7 +6,7 @@ failures are worded as `house_api` says.
 
 from __future__ import annotations
 
-from gateway.dialects.audit import executions, feed, history
+from gateway.dialects.audit import executions, feed, history, outputs
 from gateway.house_api import envelope
 from gateway.routes import Dialect
 from gateway.settings import Settings
@@ -17,4 +17,5 @@ ENVELOPE = envelope(PREFIX)
 
 
 def dialect(settings: Settings) -> Dialect:
-    return Dialect("audit", ENVELOPE, (*executions.RESOURCES, *history.RESOURCES, *feed.RESOURCES))
+    parts = (executions, history, outputs, feed)
+    return Dialect("audit", ENVELOPE, tuple(resource for part in parts for resource in part.RESOURCES))
