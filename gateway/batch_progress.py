@@ -6,20 +6,24 @@
     failed      its last execution, or the item itself, failed
     cancelled   it never ran, for the batch ended before its turn
 
-A batch has rounds; each but the first is over what had failed before it.
+A batch has rounds; each but the first is over what had failed before it. When its executions have left the
+log for an archive, all that is known is that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from gateway.batch_documents import MAP_NODE, BatchDocument, RoundDocument
+from gateway.keys import FIRST_TENANT
 from gateway.map_outcomes import PAGE_EVENTS, MapRun, Round
-from projections import execution_summary
+from gateway.registry import Resource
+from projections import execution_summary, resources
 from projections.execution_summary import ExecutionRow
 from projections.store import ReadStore
 from runtime.event_log import EventLog
@@ -31,6 +35,13 @@ RATE_SECONDS = 20
 """The rate is that of the items recorded in the last so many seconds."""
 
 RATE_RECORDS_MAX = 1_000
+
+ARCHIVE = "archive"
+"""Kind of the resources in which archives stand; `gateway.archive` has it too, but loads PyArrow."""
+
+ARCHIVED = "archived"
+"""The status of a batch whose executions have left the log."""
+
 FOLDS_MAX = 2_000
 """Executions whose chunks are summed in memory; the one not asked for longest goes first."""
 
@@ -64,7 +75,7 @@ class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_closed(self) -> bool:
-        return self.status in TERMINAL
+        return self.status in TERMINAL or self.status == ARCHIVED
 
 
 class _Sum:
@@ -116,9 +127,9 @@ class Progress:
         self._sums: OrderedDict[str, _Sum] = OrderedDict()
         self._turn = asyncio.Lock()
 
-    async def of(self, tenant: str, document: BatchDocument, now: Micros) -> BatchProgress:
+    async def of(self, resource: Resource, document: BatchDocument, now: Micros) -> BatchProgress:
         async with self._turn:  # one thread at a time adds to the sums
-            return await asyncio.to_thread(self._of, tenant, document, now)
+            return await asyncio.to_thread(self._of, resource, document, now)
 
     async def rounds(self, document: BatchDocument) -> list[Round]:
         """For the readers of outcomes."""
@@ -131,9 +142,11 @@ class Progress:
             for each in document.rounds
         ]
 
-    def _of(self, tenant: str, document: BatchDocument, now: Micros) -> BatchProgress:
+    def _of(self, resource: Resource, document: BatchDocument, now: Micros) -> BatchProgress:
         ids = [one for each in document.rounds for one in each.executions]
         rows = execution_summary.get_many(self._store, ids)
+        if not rows and resource.updated_at < self._archived_before():
+            return _archived(document)
         for row in rows.values():
             self._sum(row.execution_id).read(self._log, row.execution_id, row.version)
         rounds = [self._round(each, rows) for each in document.rounds]
@@ -142,7 +155,7 @@ class Progress:
         running = 0
         if open_rows:
             parents = [row.execution_id for row in open_rows]
-            running = execution_summary.count_children(self._store, tenant, parents)
+            running = execution_summary.count_children(self._store, resource.tenant, parents)
         status = _status(document.rounds[-1], last)
         counts = _counts(rounds, running)
         rate, left = self._rate(last, counts, status, now)
@@ -159,6 +172,11 @@ class Progress:
             position=max((row.position for row in rows.values()), default=0),
             open=open_rows,
         )
+
+    def _archived_before(self) -> int:
+        """What ended before it may have left the log; 0: nothing has."""
+        found, _ = resources.listing(self._store, FIRST_TENANT, ARCHIVE, newest_first=True, limit=1)
+        return int(json.loads(found[0].document)["before"]) if found else 0
 
     def _sum(self, execution_id: str) -> _Sum:
         known = self._sums.get(execution_id)
@@ -204,6 +222,21 @@ class Progress:
         if not rate or counts.queued is None or status != "running":
             return rate, None
         return rate, (counts.queued + counts.running) / rate
+
+
+def _archived(document: BatchDocument) -> BatchProgress:
+    counts = Counts(total=document.rounds[0].items, queued=0, running=0, completed=0, failed=0, cancelled=0)
+    return BatchProgress(
+        status=ARCHIVED,
+        counts=counts,
+        rate=None,
+        seconds_left=None,
+        started_at=None,
+        ended_at=None,
+        error="its executions were moved to the archive",
+        position=1,
+        open=(),
+    )
 
 
 def _is_closed(one: RoundDocument, rows: Mapping[str, ExecutionRow]) -> bool:

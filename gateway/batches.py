@@ -29,7 +29,7 @@ from gateway.batch_documents import (
     shards_of,
     subject_of,
 )
-from gateway.batch_progress import BatchProgress, Progress
+from gateway.batch_progress import ARCHIVED, BatchProgress, Progress
 from gateway.builtin_flows import BATCH, ensure
 from gateway.envelopes import Problem
 from gateway.following import Following, supervise
@@ -100,7 +100,7 @@ class Batches:
 
     async def _seen(self, resource: Resource) -> Batch:
         document = read_document(resource.document)
-        progress = await self._progress.of(resource.tenant, document, self._gateway.clock())
+        progress = await self._progress.of(resource, document, self._gateway.clock())
         return Batch(resource, document, progress)
 
     async def rounds(self, batch: Batch) -> list[Round]:
@@ -197,7 +197,7 @@ class Batches:
 
     async def retry_failed(self, batch: Batch, cause: Cause) -> Batch:
         """A round over the failed items. Raises: Refused while the batch runs, or when nothing has failed."""
-        if not batch.progress.is_closed:
+        if not batch.progress.is_closed or batch.progress.status == ARCHIVED:
             raise Refused(f"the batch is {batch.progress.status}; failed items are retried once it has ended")
         if len(batch.document.rounds) >= ROUNDS_MAX:
             raise Refused(f"a batch has at most {ROUNDS_MAX} rounds")
@@ -290,7 +290,7 @@ class Batches:
             if kind != KIND:
                 continue
             resource = await self._gateway.registry.get(tenant, KIND, identity)
-            if resource is not None:
+            if resource is not None and not (await self._seen(resource)).progress.is_closed:
                 found += 1
                 await self._begin_known(resource)
         await asyncio.to_thread(self._following.followed, page, track=found > 0)

@@ -11,14 +11,17 @@ import msgspec
 import pyarrow.parquet
 import pytest
 
+from gateway.archive import KIND as ARCHIVE
 from gateway.batch_documents import MAP_NODE
+from gateway.batches import Batches
+from gateway.keys import FIRST_TENANT
 from projections.execution_summary import get
 from runtime import commands
 from runtime.administration import Cause
 from runtime.datasets import ItemFailure, write_failures, write_lines
 from runtime.errors import Unavailable
 from runtime.events import BlobRef, ChunkResult, FileDescriptor, StepError
-from runtime.ids import NodeId
+from runtime.ids import SECOND, NodeId
 from runtime.items_file import given_items
 from tests.gateway.running_app import Running, running
 
@@ -125,6 +128,30 @@ def test_a_batch_whose_start_failed_is_started_by_whoever_follows_the_log() -> N
                 while get(app.gateway.store, execution) is None:
                     await app.gateway.batches.follow_once()
             assert set(app.host.started) == {execution}
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_whose_executions_were_archived_says_so_and_is_never_started_again() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            batch = await new_batch(app)
+            before = app.gateway.clock() + SECOND
+            cause = Cause(at=app.gateway.clock())
+            await app.gateway.registry.create(FIRST_TENANT, ARCHIVE, {"url": "file", "before": before}, cause)
+            app.gateway.store.execute("DELETE FROM executions")
+            started = list(app.host.started)
+            assert (await shown(app, batch["batch_id"]))["status"] == "archived"
+            for verb in ("pause", "cancel", "retry-failed"):
+                answer = await app.client.post(f"{BATCHES}/{batch['batch_id']}/{verb}", json={})
+                assert answer.status_code == 409
+                assert "archived" in answer.json()["error"]["message"]
+            # Another gateway that reads the log from its beginning.
+            other = Batches(app.gateway)
+            other._following._reader = "other"  # pyright: ignore[reportPrivateUsage]
+            while await other.follow_once():
+                pass
+            assert app.host.started == started
 
     asyncio.run(scenario())
 

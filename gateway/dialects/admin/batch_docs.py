@@ -61,7 +61,7 @@ class RoundShown(msgspec.Struct, frozen=True):
 
 
 class BatchShown(msgspec.Struct, frozen=True, kw_only=True):
-    """``status``: queued, running, paused, cancelling, completed, failed, timed_out or cancelled.
+    """``status``: queued, running, paused, cancelling, completed, failed, timed_out, cancelled or archived.
 
     A batch completes when every item has ended, however many failed. ``rate``: items a second, lately or, at
     the end, over the last round. ``source``: the address, or the file's name.
