@@ -4,6 +4,7 @@ import msgspec
 
 from actors.agents.home import AgentSettings
 from actors.worker_pool import PoolSettings
+from runtime.event_log import LONE_POOL_SIZE
 
 
 class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,7 +15,7 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     0 for all. ``egress_allow``: private networks and hosts that
     http_request nodes and sources of maps may reach, as ``EgressRules.parse`` reads it.
     ``sources_allow``: URL prefixes below which sources may lie. ``log_file``: empty leaves logging as it
-    is. ``dedicated``: lives for one execution and ends with it.
+    is. ``dedicated``: lives for one execution and ends with it. ``joined``: on a cluster that others started.
     """
 
     name: str
@@ -31,3 +32,12 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolSettings = PoolSettings()
     agents: AgentSettings = AgentSettings()
     dedicated: bool = False
+    joined: bool = False
+
+    @property
+    def log_env(self) -> dict[str, str]:
+        """What the log is opened with: a process with one execution holds fewer connections to a server."""
+        grown = int(self.store.get("POSTGRES_MAX_OVERFLOW", 0))
+        if not self.dedicated or grown < LONE_POOL_SIZE:
+            return self.store
+        return {**self.store, "POSTGRES_MAX_OVERFLOW": str(LONE_POOL_SIZE - 1)}

@@ -49,10 +49,14 @@ from gateway.webhooks import Callbacks
 from projections.runner import Runner
 from projections.store import ReadStore
 from runtime.blob_store import BlobStore
-from runtime.event_log import EventLog, store_env
+from runtime.errors import Unavailable
+from runtime.event_log import EventLog
 from runtime.vault import Vault, load_key
 
 log = structlog.get_logger("gateway.app")
+
+UPKEEP_SECONDS = 3_600.0
+"""Partitions are made at least a day ahead."""
 
 _ALLOWED_HEADERS = ("X-API-Key", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 _SHOWN_HEADERS = (
@@ -146,6 +150,7 @@ def create_app(
         tasks = [
             asyncio.create_task(_connect(gateway, connect, on_ready)),
             asyncio.create_task(gateway.idempotency.purge_regularly()),
+            asyncio.create_task(_keep_up(gateway)),
             asyncio.create_task(callbacks.run()),
             asyncio.create_task(gateway.agent_runs.memories.run()),
             asyncio.create_task(gateway.batches.run()),
@@ -167,11 +172,13 @@ def create_app(
 def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]:
     if not settings.store or not settings.blobs:
         os.makedirs(settings.data_dir, exist_ok=True)
-    env = store_env(settings.store_url)
+    env = settings.store_env
     event_log = EventLog.open(env)
     store = ReadStore.over(event_log)
-    for statement in (*CREATE_IDEMPOTENCY, *CREATE_CLAIMS, *CREATE_NAMES):
-        store.execute(statement)
+    # Exclusively, for PostgreSQL refuses one of two who make the same table at once, if it exists or not.
+    with store.transaction(exclusive=True) as transaction:
+        for statement in (*CREATE_IDEMPOTENCY, *CREATE_CLAIMS, *CREATE_NAMES):
+            transaction.execute(statement)
     keys = Keys(event_log, store)
     first_key = keys.ensure_first(now())
     registry = Registry(event_log, store)
@@ -230,6 +237,16 @@ def _callbacks(gateway: Gateway) -> Callbacks:
     bodies = {source: partial(render, gateway) for source, render in CALLBACK_BODIES.items()}
     choosers = {source: partial(choose, gateway) for source, choose in CALLBACK_URLS.items()}
     return Callbacks(gateway.log, gateway.store, gateway.egress, signatures, bodies, choosers)
+
+
+async def _keep_up(gateway: Gateway) -> None:
+    """The log's own upkeep, as often as it may be needed."""
+    while True:
+        await asyncio.sleep(UPKEEP_SECONDS)
+        try:
+            await asyncio.to_thread(gateway.log.upkeep)
+        except Unavailable as error:
+            log.warning("upkeep_failed", error=str(error))
 
 
 async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gateway], None] | None) -> None:

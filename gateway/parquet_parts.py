@@ -94,7 +94,7 @@ class Folder:
         return sorted(self.fs.find(path)) if self.fs.exists(path) else []
 
     def write_events(self, events: Sequence[Recorded], name: str) -> list[str]:
-        """The events of a part; ``name`` as ``part_name`` gives it. Returns the files, relative to the root."""
+        """The events of a part; ``name`` as ``part_name`` gives it. Returns its files below the root."""
         by_date: dict[str, list[dict[str, object]]] = {}
         for one in events:
             head = _head(one.data)

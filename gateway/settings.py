@@ -58,7 +58,18 @@ class Settings:
     )
     cors_origins: tuple[str, ...] = _setting((), "origins browsers may call from, comma-separated; * = any")
     retention_seconds: float | None = _setting(
-        None, "how long a finished execution stays visible; empty: for good", least=0
+        None, "how long a finished execution stays visible, and in the log; empty: for good", least=0
+    )
+    store_pool: int = _setting(
+        4, "connections to PostgreSQL of one gateway or host; a dedicated host has 2", least=1
+    )
+    store_connections_max: int = _setting(
+        0,
+        "connections to PostgreSQL that all processes of the cluster may come to hold; 0: what it offers",
+        least=0,
+    )
+    store_partition_days: int = _setting(
+        30, "days of executions in one new partition of a PostgreSQL log", least=1
     )
 
     body_bytes_max: int = _setting(MIB, "size of a JSON body", least=1)
@@ -134,6 +145,18 @@ class Settings:
     @property
     def store_url(self) -> str:
         return self.store or f"sqlite:///{Path(self.data_dir).absolute() / 'heliograph.db'}"
+
+    @property
+    def store_env(self) -> dict[str, str]:
+        """What every opener of the log is given. Raises: ValueError for a ``store`` that is no URL of one."""
+        from runtime.event_log import store_env  # takes long; most commands don't need it
+
+        return store_env(
+            self.store_url,
+            self.store_pool,
+            connections_max=self.store_connections_max,
+            partition_days=self.store_partition_days,
+        )
 
     @property
     def blobs_url(self) -> str:

@@ -105,17 +105,18 @@ def _store(settings: Settings) -> Finding:
             reached = _reachable("Store", shown, parts.hostname, parts.port or 5432, "HELIOGRAPH_STORE")
             if reached.fix:
                 return reached
-    return _opened_store(url, shown)
+    return _opened_store(settings, shown)
 
 
-def _opened_store(url: str, shown: str) -> Finding:
+def _opened_store(settings: Settings, shown: str) -> Finding:
     from runtime.errors import DomainError
-    from runtime.event_log import EventLog, store_env
+    from runtime.event_log import EventLog
 
+    url = settings.store_url
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return Finding("Store", f"{shown}: will be created")  # looking must not create it
     try:
-        log = EventLog.open(store_env(url))
+        log = EventLog.open(settings.store_env)
         try:
             return Finding("Store", f"{shown}: opens, the last event is at position {log.max_position()}")
         finally:

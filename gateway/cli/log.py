@@ -26,7 +26,7 @@ DIFFERENCES_MAX = 1_000
 """Differences that are collected; the first few are printed."""
 SHOWN_MAX = 20
 
-_PARQUET_HINT = "pip install 'heliograph[parquet]'"
+PARQUET_HINT = "pip install 'heliograph[parquet]'"
 
 projections = typer.Typer(no_args_is_help=True, help="Check or rebuild the read models.")
 
@@ -141,16 +141,17 @@ def opened(store: str | None) -> Generator[tuple[EventLog, ReadStore]]:
     from gateway.cli.doctor import without_password
     from gateway.cli.settings import load_settings
     from projections.store import ReadStore
-    from runtime.event_log import EventLog, store_env
+    from runtime.event_log import EventLog
 
-    url = load_settings(store=store).store_url
+    settings = load_settings(store=store)
+    url = settings.store_url
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         raise CliFailure(
             f"there is no store at {url.removeprefix('sqlite:///')}",
             "Name one with --store, HELIOGRAPH_STORE or HELIOGRAPH_DATA_DIR.",
         )
     try:
-        env = store_env(url)
+        env = settings.store_env
     except ValueError:
         raise usage(f"--store: {without_password(url)!r} is no store") from None
     log = EventLog.open(env)
@@ -179,6 +180,12 @@ def verify(
     settled: Annotated[
         bool, typer.Option("--settled", help="All work is done: an execution without an end is a fault.")
     ] = False,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or URL of an archive of this log, to be verified with it.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that a log keeps every promise: chain of hashes, versions, owners, outcomes, ends."""
@@ -188,8 +195,8 @@ def verify(
     from runtime import verification
 
     entries = [] if journal is None else _journal(journal)
-    with _recorded(source) as recorded:
-        report = verification.verify(recorded, entries, settled=settled)
+    with _recorded(source) as (recorded, identity), _archived(archive or (), identity) as archived:
+        report = verification.verify(recorded, entries, settled=settled, archived=archived)
     if as_json:
         print_json({"ok": report.is_clean, **msgspec.to_builtins(report)})
     else:
@@ -258,7 +265,7 @@ def _export_parquet(url: str, store: str | None) -> None:
     try:
         from gateway.parquet_export import ExportRefused, ParquetExport
     except ModuleNotFoundError as error:
-        raise CliFailure(f"--parquet needs {error.name}", _PARQUET_HINT) from None
+        raise CliFailure(f"--parquet needs {error.name}", PARQUET_HINT) from None
     from projections.runner import Runner
 
     with opened(store) as (log, reads):
@@ -275,8 +282,10 @@ def _export_parquet(url: str, store: str | None) -> None:
 
 
 @contextmanager
-def _recorded(source: str | None) -> Generator[Iterable[Recorded]]:
-    """The events of a store or an export, with progress for whoever waits.
+def _recorded(source: str | None) -> Generator[tuple[Iterable[Recorded], str | None]]:
+    """The events of a store, an export or an archive, with progress for whoever waits.
+
+    The second value is a store's identity.
 
     Raises: CliFailure, also while they are read.
     """
@@ -286,20 +295,38 @@ def _recorded(source: str | None) -> Generator[Iterable[Recorded]]:
     path = Path(source or "")
     if source is None or "://" in source or _is_sqlite(path):
         store = f"sqlite:///{source}" if source is not None and "://" not in source else source
-        with opened(store) as (log, _):
-            yield _watched(pages(log.feed), log.max_position(), "verifying")
+        with opened(store) as (log, reads):
+            from projections.retention import identity
+
+            yield _watched(pages(log.feed), log.max_position(), "verifying"), identity(reads, log)
         return
     if path.is_dir():
         with _parquet_events(source) as recorded:
-            yield recorded
+            yield recorded, None
         return
     try:
         with sys.stdin.buffer if source == "-" else path.open("rb") as file:
-            yield _watched(read_export(file), 0, "verifying")
+            yield _watched(read_export(file), 0, "verifying"), None
     except ExportFault as fault:
         raise CliFailure(f"{source}: {fault}", "`heliograph export FILE` writes one.") from None
     except OSError as error:
         raise usage(f"{source}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _archived(urls: Iterable[str], identity: str | None) -> Generator[Iterable[Iterable[Recorded]]]:
+    """The parts of archives. Raises: CliFailure, also while they are read."""
+    if not urls:
+        yield ()
+        return
+    try:
+        from gateway.archive import ArchiveRefused, read_archive
+    except ModuleNotFoundError as error:
+        raise CliFailure(f"an archive needs {error.name}", PARQUET_HINT) from None
+    try:
+        yield (part for url in urls for part in read_archive(url, identity))
+    except ArchiveRefused as refused:
+        raise CliFailure(str(refused), "`heliograph archive --to URL` writes one.") from None
 
 
 @contextmanager
@@ -308,7 +335,7 @@ def _parquet_events(folder: str) -> Generator[Iterable[Recorded]]:
     try:
         from gateway.parquet_export import ExportRefused, read_events
     except ModuleNotFoundError as error:
-        raise CliFailure(f"a Parquet export needs {error.name}", _PARQUET_HINT) from None
+        raise CliFailure(f"a Parquet export needs {error.name}", PARQUET_HINT) from None
     try:
         yield _watched(read_events(folder), 0, "verifying")
     except ExportRefused as refused:

@@ -9,6 +9,7 @@ import typer
 
 from gateway.cli import (
     agents,
+    archive,
     batches,
     chat,
     doctor,
@@ -93,6 +94,7 @@ app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(log.verify)
 app.command(rich_help_panel=_OPERATE)(log.export)
+app.command(rich_help_panel=_OPERATE)(archive.archive)
 app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 
 

@@ -155,14 +155,14 @@ def _refuse_unusable_store(settings: Settings) -> None:
     from gateway.cli.connection import waiting
     from gateway.cli.doctor import without_password
     from runtime.errors import Unavailable
-    from runtime.event_log import EventLog, store_env
+    from runtime.event_log import EventLog
 
     shown = without_password(settings.store_url)
     try:
         if not settings.store:
             Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
         with waiting(f"opening {shown}"):
-            EventLog.open(store_env(settings.store_url)).close()
+            EventLog.open(settings.store_env).close()
     except ValueError as error:
         raise usage(f"HELIOGRAPH_STORE: {error}") from None
     except (OSError, Unavailable) as error:
