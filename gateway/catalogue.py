@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from gateway.aggregates import change
-from projections import flows
+from projections import flows, resources
 from projections.flows import FlowRow, FlowVersionRow
 from projections.store import ReadStore
 from runtime import administration
@@ -38,6 +38,9 @@ COMPILED_MAX = 2_000
 
 LATEST_MAX = 20_000
 """Look-ups kept, those that found nothing too; the oldest goes first."""
+
+PACKAGE = "package"
+"""Kind of the resources that say whose an uploaded package of code is; their id is its hash."""
 
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
@@ -136,10 +139,13 @@ class Catalogue:
     ) -> Publication:
         """Make the document's content the latest version of the flow it names.
 
-        Raises: InvalidGraph; Conflict after many lost races.
+        Raises: InvalidGraph, also for a package of code that the tenant hasn't uploaded; Conflict after many
+        lost races.
         """
         definition, plan = await self.validate(document)
         owner = TenantId(tenant)
+        if plan.code is not None and plan.code.package:
+            await asyncio.to_thread(self._check_package, tenant, plan.code.package)
 
         def decide(state: FlowState | None) -> tuple[Event, ...]:
             return administration.publish(
@@ -150,6 +156,11 @@ class Catalogue:
         flow = PublishedFlow(owner, definition, plan)
         self._keep((tenant, definition.id, definition.version), flow)
         return Publication(state, flow, changed)
+
+    def _check_package(self, tenant: str, package: str) -> None:
+        row = resources.get(self._store, tenant, PACKAGE, package)
+        if row is None or row.deleted_at is not None:
+            raise InvalidGraph((("", "code.package", "no package of this hash was uploaded"),))
 
     async def disable(self, tenant: str, flow_id: str, cause: Cause) -> FlowState:
         """Nothing can be started any more; what runs goes on. Raises: NotFound."""

@@ -1,4 +1,4 @@
-"""The admin API, `/api/admin`: flows, keys, secrets, MCP servers, messages to executions, batches.
+"""The admin API, `/api/admin`: flows and their code, keys, secrets, MCP servers, executions, batches.
 
 Scope: admin, but for batches and failed items, for which `run` and `read` will do. An admin key administers
 the whole installation: every tenant's executions and keys, and, with `?tenant=`, other tenants' flows. The
@@ -7,7 +7,16 @@ gateway rules G1-G8 apply; failures are worded as `house_api` says.
 
 from __future__ import annotations
 
-from gateway.dialects.admin import batches, executions, failed_items, flows, keys, mcp_servers, secrets
+from gateway.dialects.admin import (
+    batches,
+    executions,
+    failed_items,
+    flows,
+    keys,
+    mcp_servers,
+    packages,
+    secrets,
+)
 from gateway.envelopes import Fault
 from gateway.house_api import envelope
 from gateway.routes import Dialect
@@ -20,6 +29,7 @@ ENVELOPE = envelope(
     {
         "key_not_found": Fault(404, "API key not found.", "key_not_found"),
         "secret_not_found": Fault(404, "Secret not found.", "secret_not_found"),
+        "package_not_found": Fault(404, "Package not found.", "package_not_found"),
         "batch_not_found": Fault(404, "Batch not found.", "batch_not_found"),
         "mcp_server_not_found": Fault(404, "MCP server not found.", "mcp_server_not_found"),
     },
@@ -27,6 +37,6 @@ ENVELOPE = envelope(
 
 
 def dialect(settings: Settings) -> Dialect:
-    parts = (flows, keys, secrets, mcp_servers, executions, failed_items)
+    parts = (flows, packages, keys, secrets, mcp_servers, executions, failed_items)
     found = tuple(resource for part in parts for resource in part.RESOURCES)
     return Dialect("admin", ENVELOPE, (*found, *batches.resources(settings)))
