@@ -1,7 +1,7 @@
 """How far batches are, derived from their executions and what those recorded; nothing is counted apart.
 
-    queued      not begun, or begun and its execution ended so lately that its chunk is not recorded yet
-    running     its execution is open
+    queued      not begun, or ended so lately that its chunk is not recorded yet
+    running     its execution has begun and is open
     completed   the item's last execution gave a result
     failed      its last execution, or the item itself, failed
     cancelled   it never ran, for the batch ended before its turn

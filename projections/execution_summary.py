@@ -285,10 +285,13 @@ def count_unfinished(store: Reader, tenant: str) -> int:
 
 
 def count_children(store: Reader, tenant: str, parents: Sequence[str]) -> int:
-    """Unfinished executions that those of ``parents`` started; at most ``IDS_MAX`` parents."""
+    """Executions of those of ``parents`` that have begun and not ended; at most ``IDS_MAX`` parents."""
     marks = ", ".join("?" * len(parents))
     # Over the tenant's unfinished executions, which an index holds and a bound keeps few.
-    sql = f"SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL AND parent_id IN ({marks})"
+    sql = (
+        "SELECT COUNT(*) FROM executions WHERE tenant = ? AND ended_at IS NULL AND started_at IS NOT NULL"
+        f" AND parent_id IN ({marks})"
+    )
     return store.query(sql, (tenant, *parents))[0][0]
 
 
