@@ -61,6 +61,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             blob_url=settings.blobs_url,
             running_max=settings.running_max,
             queued_max=settings.queued_max,
+            tenant_running_max=settings.tenant_running_max,
             files_root=settings.files_root,
             egress_allow=",".join(settings.http_allow),
             sources_allow=settings.sources_allow,

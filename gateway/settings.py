@@ -87,6 +87,9 @@ class Settings:
         1_000, "default of a new key: unfinished executions of its tenant", least=1
     )
     running_max: int = _setting(1_000, "executions one host runs at a time; the others stay queued", least=1)
+    tenant_running_max: int = _setting(
+        0, "of these, places one tenant may have; 0: all, as long as nobody else waits", least=0
+    )
     workers_max: int = _setting(
         0, "worker processes of one host for Python functions; 0: one for each CPU", least=0
     )

@@ -90,12 +90,15 @@ def listing(store: Reader, tenant: str | None, flow_id: str | None, limit: int) 
     return [QueueRow(*values) for values in found]
 
 
-def ahead(store: Reader, queue: QueueId, turn: Turn) -> int:
-    """How many executions of ``queue`` wait and come before ``turn``."""
-    [(count,)] = store.query(
+def place_of(store: Reader, queue: QueueId, turn: Turn) -> tuple[int, int]:
+    """How many executions of ``queue`` run, and how many wait and come before ``turn``."""
+    [(running,)] = store.query(
+        f"SELECT COUNT(*) FROM executions WHERE {_OPEN} AND started_at IS NOT NULL", queue
+    )
+    [(ahead,)] = store.query(
         f"SELECT COUNT(*) FROM executions WHERE {_OPEN} AND started_at IS NULL"
         " AND (CASE WHEN parent_id = '' THEN 1 ELSE 0 END, -priority, created_at, execution_id)"
         " < (?, ?, ?, ?)",
         (*queue, *turn),
     )
-    return count
+    return running, ahead

@@ -51,6 +51,10 @@ class Rate(msgspec.Struct, frozen=True):
         amount, _, unit = text.partition("/")
         return cls(int(amount), Micros(_UNITS[unit] * SECOND))
 
+    def __str__(self) -> str:
+        unit = next(name for name, seconds in _UNITS.items() if seconds * SECOND == self.period)
+        return f"{self.amount}/{unit}"
+
 
 class _Text(Protocol):
     def __call__(self, scope: dict[str, Json], /) -> str: ...

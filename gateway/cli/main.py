@@ -19,6 +19,7 @@ from gateway.cli import (
     keys,
     log,
     mcp,
+    queues,
     run,
     secrets,
     server,
@@ -89,6 +90,7 @@ app.command(rich_help_panel=_EXECUTIONS)(executions.resume)
 app.add_typer(batches.app, name="batches", rich_help_panel=_EXECUTIONS)
 app.command(rich_help_panel=_EXECUTIONS)(failed_items.failed_items)
 app.command(rich_help_panel=_EXECUTIONS)(failed_items.rerun)
+app.command(rich_help_panel=_EXECUTIONS)(queues.queues)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)

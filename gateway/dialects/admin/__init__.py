@@ -15,6 +15,7 @@ from gateway.dialects.admin import (
     keys,
     mcp_servers,
     packages,
+    queues,
     secrets,
 )
 from gateway.envelopes import Fault
@@ -37,6 +38,6 @@ ENVELOPE = envelope(
 
 
 def dialect(settings: Settings) -> Dialect:
-    parts = (flows, packages, keys, secrets, mcp_servers, executions, failed_items)
+    parts = (flows, packages, keys, secrets, mcp_servers, executions, failed_items, queues)
     found = tuple(resource for part in parts for resource in part.RESOURCES)
     return Dialect("admin", ENVELOPE, (*found, *batches.resources(settings)))

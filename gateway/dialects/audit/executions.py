@@ -29,6 +29,7 @@ from gateway.house_api import (
     write_cursor,
 )
 from gateway.keys import AUDIT
+from gateway.queues import waits_for
 from gateway.routes import Doc, Handler, Operation, Resource
 from projections import execution_summary
 from projections.execution_summary import Cursor, ExecutionRow
@@ -78,11 +79,15 @@ class ExecutionPage(msgspec.Struct, frozen=True):
 
 
 class ExecutionDetail(ExecutionSummary, frozen=True, kw_only=True):
-    """A payload above 16 MiB stands as ``{"blob": {"sha256", "size", "media_type"}}``."""
+    """A payload above 16 MiB stands as ``{"blob": {"sha256", "size", "media_type"}}``.
+
+    ``waits_for``: what a queued one waits for, in words.
+    """
 
     input: Any
     output: Any
     files: list[dict[str, Any]]
+    waits_for: str | None
     callback_url: str | None
     nodes: list[Node]
 
@@ -181,6 +186,7 @@ async def show_execution(call: Call) -> Response:
             input=given,
             output=output,
             files=[msgspec.to_builtins(file) for file in state.files],
+            waits_for=await waits_for(call.gateway, row),
             callback_url=row.callback_url or None,
             nodes=nodes,
         )
@@ -246,6 +252,7 @@ _DETAIL: dict[str, Any] = {
     "input": {"name": "World"},
     "output": "Hello World",
     "files": [],
+    "waits_for": None,
     "callback_url": None,
     "nodes": [NODE_EXAMPLE],
 }
