@@ -79,7 +79,9 @@ class Admission:
     @property
     def short_of_places(self) -> int:
         """Of those, the ones that more places, or more hosts, would help."""
-        return sum(len(tenant.line) for tenant in self._turns.values())
+        # Those of a tenant that has all it may have wait for its own bound, unless that is the host's.
+        tenants = self._turns if self._tenant_max < self._running_max else self._tenants
+        return sum(len(tenant.line) for tenant in tenants.values())
 
     @property
     def admitted(self) -> int:
@@ -107,6 +109,10 @@ class Admission:
         """Let the queue move: what had begun before is back, and comes first."""
         self._is_open = True
         self._move()
+
+    def close(self) -> None:
+        """Let nothing begin any more: the host is leaving."""
+        self._is_open = False
 
     def enqueue(self, ticket: Ticket) -> None:
         """``ticket`` wants to start; it does at once where nothing is in its way."""

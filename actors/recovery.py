@@ -17,7 +17,7 @@ import structlog
 
 from actors.patience import until_available
 from actors.wake_ups import WakeUps
-from runtime.errors import DomainError, InvalidTransition, NotFound
+from runtime.errors import Conflict, DomainError, InvalidTransition, NotFound
 from runtime.event_log import EventLog
 from runtime.ids import HostName
 
@@ -46,12 +46,17 @@ class Recovery:
         self._home = home
         self._permits = asyncio.Semaphore(RECOVERIES_AT_ONCE_MAX)
 
-    async def take_over(self, owner: HostName) -> None:
-        """Bring back every open execution of ``owner`` that must be (see above); done when they are here."""
-        after = ""
-        while page := await self._open_page(owner, after, waiting=owner != self._name):
-            await asyncio.gather(*[await self._begin(execution_id) for execution_id in page])
-            after = page[-1]
+    async def take_over(self, owner: HostName, held: frozenset[str] = frozenset()) -> None:
+        """Bring back every open execution of ``owner`` that must be (see above); done when they are here.
+
+        ``held``: those it keeps. What was doing something comes before what only waits.
+        """
+        for waiting in (False, True) if owner != self._name else (False,):
+            after = ""
+            while page := await self._open_page(owner, after, waiting=waiting):
+                taken = [execution_id for execution_id in page if execution_id not in held]
+                await asyncio.gather(*[await self._begin(execution_id) for execution_id in taken])
+                after = page[-1]
 
     async def look_at_waiting(self) -> None:
         """Bring back those of our own waiting executions for which something is due in truth."""
@@ -75,6 +80,8 @@ class Recovery:
             await until_available(lambda: self._home.bring_here(execution_id), "read an execution back")
         except (NotFound, InvalidTransition):
             log.info("not recovered: ended meanwhile", execution=execution_id)
+        except Conflict:
+            log.info("not recovered: this host is leaving", execution=execution_id)
         except DomainError as error:
             self._note_unreadable(execution_id, error)
         finally:

@@ -14,7 +14,7 @@ from actors.patience import until_available
 from actors.plans import Plans
 from actors.recovery import Recovery
 from actors.writer import Committed
-from runtime import commands, execution
+from runtime import commands, execution, scheduling
 from runtime.event_log import Append, Chain, EventLog, Recorded
 from runtime.events import StepError
 from runtime.ids import FlowId, FlowVersion, Micros, TenantId
@@ -47,6 +47,16 @@ async def read_back(event_log: EventLog, execution_id: str) -> tuple[ExecutionSt
         lambda: asyncio.to_thread(event_log.read, execution_id), "read an execution"
     )
     return execution.fold(event.event() for event in recorded), recorded
+
+
+async def is_due(event_log: EventLog, plans: Plans, execution_id: str, now: Micros) -> bool:
+    """Whether a passivated execution has something to do that no timer or message will bring."""
+    state, _ = await read_back(event_log, execution_id)
+    if state is None or state.is_closed:
+        return False
+    plan = await plans.plan(TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version))
+    due = scheduling.due_nodes(state, plan, now)
+    return due is not scheduling.NOTHING or scheduling.is_finished(state)
 
 
 class Revival:
