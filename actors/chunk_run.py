@@ -72,7 +72,7 @@ class _ItemContext(StepContext):
     """An item's own: cancelled with its chunk, or by its timeout."""
 
     def __init__(self, call: StepCall, blobs: Callable[[], BlobStore], chunk: StepContext) -> None:
-        super().__init__(call, blobs)
+        super().__init__(call, blobs, chunk.cache)
         self._chunk = chunk
         self.is_late = False
 

@@ -273,7 +273,7 @@ def rows_of(batches: Iterable[Any]) -> Iterator[bytes]:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):  # pandas' own kind, for times with nanoseconds
         return value.isoformat()
-    raise NotImplementedError(f"a {type(value).__name__} can't be an item")
+    raise SourceFault(f"a column holds a {type(value).__name__}, which JSON can't express")
 
 
 _SEQUENTIAL = {

@@ -6,6 +6,11 @@
         step = step_context.current()
         payments.charge(amount, idempotency_key=step.idempotency_key)
 
+    def draw(prices):                                   # a wide map's output
+        frame = step_context.current().open_dataset(prices).to_pandas()
+        frame.plot().get_figure().savefig("prices.png")
+        return step_context.File("prices.png")
+
 A worker process runs one step at a time, so the current step belongs to the process, not to a thread:
 threads that the function starts see it too.
 """
@@ -14,18 +19,30 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO
 
+from actors.dataset_reader import DatasetReader
+from actors.files import File
+from actors.large_values import ValueCache
 from actors.step_call import BlobStore, StepCall
-from runtime.events import BlobRef
+from runtime.datasets import parse_dataset
+from runtime.events import BlobRef, Json
 from runtime.ids import ExecutionId, NodeId
+
+__all__ = ["DatasetReader", "File", "StepContext", "current", "enter"]
 
 
 class StepContext:
-    """The running attempt: its identity, its cancellation, its files."""
+    """The running attempt: its identity, its cancellation, its files and data sets.
 
-    def __init__(self, call: StepCall, blobs: Callable[[], BlobStore]) -> None:
+    ``cache``: large values that are at hand, for the worker.
+    """
+
+    def __init__(
+        self, call: StepCall, blobs: Callable[[], BlobStore], cache: ValueCache | None = None
+    ) -> None:
         self._call = call
         self._blobs = blobs
         self._cancelled = False
+        self.cache = cache
 
     @property
     def execution_id(self) -> ExecutionId:
@@ -71,6 +88,13 @@ class StepContext:
                 ref = BlobRef(sha256=file.sha256, size=file.size, media_type=file.content_type)
                 return io.BytesIO(self._blobs().get_bytes(ref))
         raise FileNotFoundError(f"{uri} is not a file of execution {self.execution_id}")
+
+    def open_dataset(self, value: Json) -> DatasetReader:
+        """The results behind a wide map's output, as a stream or as a table.
+
+        Raises: ValueError for what is no data set.
+        """
+        return DatasetReader(parse_dataset(value), self._blobs())
 
 
 _current: StepContext | None = None

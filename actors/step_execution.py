@@ -18,14 +18,16 @@ from typing import Any, cast
 import msgspec
 
 from actors import step_context
+from actors.large_values import Arguments, NotStorable, ValueCache, is_stored, store, within_json
+from actors.optional_libraries import NotInstalled
 from actors.step_call import KIB, BlobStore, StepCall, StepOutcome
 from actors.step_context import StepContext
-from runtime.events import StepError
+from runtime.events import Json, StepError
 
 MESSAGE_CHARS_MAX = 4 * KIB
 TRACEBACK_CHARS_MAX = 8 * KIB
 TRACEBACK_FRAMES_MAX = 50
-_LEADS = ("execute", "resolve", "encode_result", "_guarded")
+_LEADS = ("execute", "resolve", "_outcome", "encode_result", "_guarded")
 _IMPORT_MACHINERY = (
     importlib.__file__,
     "<frozen importlib._bootstrap>",
@@ -102,22 +104,34 @@ def execute(
     step_context.enter(context)
     try:
         function = resolve(call.function)
-        started = True
-        result = function(**call.arguments)
-        if inspect.iscoroutine(result):
-            result = coroutines.run(result, context)
-        data = encode_result(result)
-        if len(data) > output_bytes_max:
-            ref = blobs().put_bytes(data, "application/json")
-            outcome = StepOutcome(output_ref=ref, started=True)
-        else:
-            outcome = StepOutcome(output=msgspec.Raw(data), started=True)
+        with Arguments(blobs, context.cache) as given:
+            arguments = given.decoded(call.arguments)
+            started = True
+            result = function(**arguments)
+            if inspect.iscoroutine(result):
+                result = coroutines.run(result, context)
+            del arguments
+            outcome = _outcome(result, blobs, context.cache, output_bytes_max)
     except BaseException as error:  # noqa: BLE001  # SystemExit and the like are the function's fault, too
         outcome = StepOutcome(error=describe(error), started=started)
     finally:
         step_context.enter(None)
     micros = (time.perf_counter_ns() - began) // 1000
     return msgspec.structs.replace(outcome, duration_micros=micros)
+
+
+def _outcome(
+    result: Any, blobs: Callable[[], BlobStore], cache: ValueCache | None, output_bytes_max: int
+) -> StepOutcome:
+    def keep(value: Any) -> dict[str, Any]:
+        return store(value, blobs(), cache)
+
+    if is_stored(result):
+        return StepOutcome(output=keep(result), started=True)
+    data = encode_result(result, keep)
+    if len(data) > output_bytes_max:
+        return StepOutcome(output_ref=blobs().put_bytes(data, "application/json"), started=True)
+    return StepOutcome(output=msgspec.Raw(data), started=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -140,25 +154,36 @@ def resolve(function: str) -> Callable[..., Any]:
 # --- results ------------------------------------------------------------------------------------------
 
 
-def encode_result(result: Any) -> bytes:
+def encode_result(result: Any, keep: Callable[[Any], Json] | None = None) -> bytes:
     """JSON of ``result``, by msgspec's rules: dataclasses become objects, dates text, NaN null.
 
-    Raises: Unserialisable, naming the path and type of the first value that can't be expressed.
+    ``keep`` gives what stands for tables, arrays and files in it (``large_values``).
+    Raises: Unserialisable, naming the path and type of the first value that can't be expressed; what ``keep``
+    raises for the storage's faults.
     """
+    hook = None if keep is None else within_json(keep)
     try:
-        return msgspec.json.encode(result)
+        return msgspec.json.encode(result, enc_hook=hook)
     except RecursionError:
         raise Unserialisable(
             "the result is nested too deeply, or contains itself: JSON can't express it"
         ) from None
+    except (NotStorable, NotInstalled):
+        raise
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise Unserialisable(_explain(result, error)) from None
+        hook = None if keep is None else within_json(_nothing)
+        raise Unserialisable(_explain(result, error, hook)) from None
 
 
-def _explain(result: Any, error: Exception) -> str:
+def _nothing(_: Any) -> Json:
+    """Stands for what would be stored, while a result that can't be encoded is searched for the reason."""
+    return None
+
+
+def _explain(result: Any, error: Exception, hook: Callable[[Any], Json] | None) -> str:
     for path, value in _walk(result, "result", 0):
         try:
-            msgspec.json.encode(value)
+            msgspec.json.encode(value, enc_hook=hook)
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as reason:
             kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
             return f"{path} is a {kind}, which JSON can't express ({reason})"

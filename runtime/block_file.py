@@ -7,7 +7,7 @@ from collections.abc import Iterator
 class BlockFile(io.RawIOBase):
     """Reads ``blocks`` (none empty) once, from the beginning; closing it closes them."""
 
-    def __init__(self, blocks: Iterator[bytes]) -> None:
+    def __init__(self, blocks: Iterator[bytes | memoryview]) -> None:
         self._blocks = blocks
         self._held = memoryview(b"")
 
@@ -16,7 +16,7 @@ class BlockFile(io.RawIOBase):
 
     def readinto(self, buffer: "bytearray | memoryview", /) -> int:  # type: ignore[override]  # what readers pass
         if not self._held:
-            self._held = memoryview(next(self._blocks, b""))
+            self._held = memoryview(next(self._blocks, b"")).cast("B")
         count = min(len(buffer), len(self._held))
         buffer[:count] = self._held[:count]
         self._held = self._held[count:]
