@@ -100,7 +100,8 @@ class MapSource(msgspec.Struct, frozen=True, kw_only=True):
     """Where the items of a wide map are read from: exactly one of ``uri`` and ``dataset``.
 
     ``uri``: a path, an ``artifact://`` or other URL, or a folder pattern (``*``, ``**``). ``format`` empty:
-    by the suffix. ``dataset``: another wide map's output (``datasets.Dataset`` as plain JSON).
+    by the suffix. ``dataset``: another wide map's output (``datasets.Dataset`` as plain JSON), or the marker
+    of a stored value (``values``): a table, a file of records, a JSON array.
     ``shard`` ``(i, n)``: only the items with ``index % n == i``; they are counted from 0 again.
     """
 

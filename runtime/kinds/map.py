@@ -13,6 +13,7 @@ from runtime.events import Json
 from runtime.expressions import is_expression
 from runtime.kinds.kind import Binder, Kind
 from runtime.plan import SOURCE_FORMAT, Act, Evaluate, MapOver, MapSource, Scope, Step, WideMap
+from runtime.values import value_ref
 
 ITEMS_MAX = 100_000
 LIST_ITEMS_MAX = 1_000_000
@@ -113,13 +114,17 @@ def _source(value: Any, form: Any, shard: tuple[int, int] | None) -> MapSource |
     if isinstance(value, list):
         items = _list(cast("list[Json]", value), LIST_ITEMS_MAX)
         return items if shard is None else items[shard[0] :: shard[1]]
-    if is_dataset(value):
-        return MapSource(dataset=value, shard=shard)
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"source must give a path, a URL, a data set or a list, not {type(value).__name__}")
     if form is not None and form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS[1:])}, not {form!r:.100}")
-    return MapSource(uri=value, format=cast(SOURCE_FORMAT, form or ""), shard=shard)
+    form = cast(SOURCE_FORMAT, form or "")
+    if is_dataset(value) or value_ref(value) is not None:
+        return MapSource(dataset=value, format=form, shard=shard)
+    if not isinstance(value, str) or not value:
+        raise TypeError(
+            "source must give a path, a URL, a data set, a stored table or file, or a list, not"
+            f" {type(value).__name__}"
+        )
+    return MapSource(uri=value, format=form, shard=shard)
 
 
 def _shard(value: Any) -> tuple[int, int] | None:
