@@ -47,6 +47,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv || { \
 	  echo "setup: '$(PYTHON) -m venv' failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	@echo 'setup: installing about 110 packages (Ray is the large one, 70 MB), a minute or two'
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[postgres,otel,parquet,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[postgres,objectstores,otel,parquet,dev]'
 	@touch $@
 	@echo 'setup: ready'
