@@ -42,12 +42,20 @@ class ClusterOverview(msgspec.Struct, frozen=True, kw_only=True):
 def overview(roster: Roster, bounds: Bounds, held: Mapping[HostName, int]) -> ClusterOverview:
     """``held``: how many open executions each host has, by the log."""
     names = sorted({*roster.links, *held})
+    used = {link.status.node for link in roster.links.values() if link.status is not None}
+    # Ray remembers every node that ever was.
+    shown = [node for node in roster.nodes.values() if node.is_alive or node.id in used]
     return ClusterOverview(
-        nodes=tuple(sorted(roster.nodes.values(), key=lambda node: (not node.is_head, node.id))),
+        nodes=tuple(sorted(shown, key=lambda node: (not node.is_head, node.id))),
         hosts=tuple(_view(name, roster.links.get(name), held.get(name, 0)) for name in names),
         hosts_min=bounds.least,
         hosts_max=bounds.most,
     )
+
+
+def glance(roster: Roster) -> tuple[HostView, ...]:
+    """The hosts without what they hold by the log."""
+    return tuple(_view(link.name, link, 0) for link in tuple(roster.links.values()))
 
 
 def _view(name: HostName, link: HostLink | None, executions: int) -> HostView:

@@ -28,6 +28,7 @@ from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
 from gateway.dialects import CALLBACK_BODIES, CALLBACK_URLS, DIALECTS
+from gateway.host_metrics import HostMetrics
 from gateway.hosts import Connect, connect_ray
 from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
 from gateway.idempotency import Idempotency
@@ -144,6 +145,7 @@ def create_app(
         callbacks = await asyncio.to_thread(_callbacks, gateway)
         runner = Runner(gateway.log, gateway.store)
         metrics.registry.register(LogMetrics(gateway.store, runner))
+        metrics.registry.register(HostMetrics(gateway))
         runner.start()
         if on_open is not None:
             on_open(gateway, first_key)

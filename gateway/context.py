@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 from uuid_utils import uuid7
 
 from gateway.envelopes import Problem
@@ -95,6 +96,39 @@ class Runtime(Protocol):
     async def close(self) -> None: ...
 
 
+class HostGlance(Protocol):
+    """One execution host as this gateway sees it; ``busy``: share of one CPU."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def in_memory(self) -> int: ...
+    @property
+    def admitted(self) -> int: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def busy(self) -> float: ...
+
+
+class Cluster(Protocol):
+    """The machines and the hosts on them; the real one is `actors.supervision.Supervisor`."""
+
+    async def overview(self) -> msgspec.Struct:
+        """Nodes, hosts and what they hold, in the fields the admin API shows. Raises: Unavailable."""
+        ...
+
+    def glance(self) -> Sequence[HostGlance]:
+        """The hosts, from any thread; asks nobody."""
+        ...
+
+    def drain(self, name: str) -> None:
+        """Begin to end a host. Raises: NotFound, InvalidTransition, Unavailable for the last one."""
+        ...
+
+
 def now() -> Micros:
     return Micros(time.time_ns() // 1000)
 
@@ -105,7 +139,10 @@ def new_id() -> str:
 
 @dataclass
 class Gateway:
-    """``client`` and ``runtime`` are None for a moment after start; ``startup_fault``: they stay None."""
+    """``client``, ``runtime`` and ``cluster`` are None for a moment after start.
+
+    ``startup_fault``: they stay None.
+    """
 
     settings: Settings
     store_env: dict[str, str]
@@ -124,6 +161,7 @@ class Gateway:
     egress: EgressGuard
     client: Executions | None = None
     runtime: Runtime | None = None
+    cluster: Cluster | None = None
     startup_fault: str = ""
     agent_runs: AgentRuns = field(init=False)
     batches: Batches = field(init=False)

@@ -42,7 +42,18 @@ class Settings:
     store: str = _setting("", "event store: sqlite:///path, postgresql://..., memory://; empty: in data_dir")
     blobs: str = _setting("", "blob store as an fsspec URL; empty: a folder in data_dir")
     ray_address: str = _setting("", "a running Ray cluster; empty: Ray is started here")
-    hosts: int = _setting(0, "execution hosts of a Ray started here; 0: one for every two CPUs", least=0)
+    hosts: int = _setting(
+        0, "execution hosts; 0: one for every two CPUs of a Ray started here, by load on a cluster", least=0
+    )
+    hosts_min: int = _setting(
+        0, "execution hosts of a cluster at least; 0: two, one if only one node has CPUs", least=0
+    )
+    hosts_max: int = _setting(
+        0, "execution hosts of a cluster at most; 0: one for every two CPUs of its nodes", least=0
+    )
+    drain_seconds: float = _setting(
+        60.0, "what running attempts get to end in when a host of a cluster is taken away", least=0
+    )
     cpus: int = _setting(0, "CPUs of a Ray started here; 0: what this process may use", least=0)
     ray_temp_dir: str = _setting("", "folder for the files of a Ray started here; empty: Ray's own choice")
     app_dir: str = _setting(".", "folder whose modules the Python functions of flows may come from")
@@ -212,6 +223,9 @@ class Settings:
                 str(settings.ability_auth_failure_status),
                 "401 or 403",
             )
+        if 0 < settings.hosts_max < settings.hosts_min:
+            least = f"at least HELIOGRAPH_HOSTS_MIN, {settings.hosts_min}"
+            raise SettingFault(f"{PREFIX}HOSTS_MAX", str(settings.hosts_max), least)
         if settings.model_url and not settings.model_url.startswith(("http://", "https://")):
             key = f"{PREFIX}MODEL_URL" if env.get(f"{PREFIX}MODEL_URL", "").strip() else "OPENAI_BASE_URL"
             raise SettingFault(key, settings.model_url, "an http or https address")

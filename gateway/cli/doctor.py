@@ -154,6 +154,24 @@ def _port(settings: Settings) -> Finding:
     return Finding("Port", f"{settings.host}:{settings.port} is free")
 
 
+def _hosts(settings: Settings) -> Finding:
+    """Of the server that runs here: whether its hosts answer."""
+    import httpx
+
+    url = f"http://{settings.host}:{settings.port}/ready"
+    try:
+        answer = httpx.get(url, timeout=3.0).json()
+        parts: dict[str, str] = answer["parts"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return Finding("Hosts", "no server runs here to ask for its hosts")
+    bad = {name: state for name, state in parts.items() if state != "ok"}
+    if bad:
+        found = "; ".join(f"{name}: {state}" for name, state in bad.items())
+        return Finding("Hosts", found, "`heliograph hosts` and the server's log say more.", fatal=False)
+    count = sum(name.startswith("host-") for name in parts)
+    return Finding("Hosts", f"{count} of them take executions")
+
+
 def _disk(settings: Settings) -> Finding:
     folder = _existing(Path(settings.data_dir))
     free = shutil.disk_usage(folder).free
@@ -216,6 +234,7 @@ CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _ray_cluster,
     _store,
     _port,
+    _hosts,
     _disk,
     _shared_memory,
     _blobs,

@@ -16,6 +16,7 @@ from gateway.cli import (
     executions,
     failed_items,
     flows,
+    hosts,
     keys,
     log,
     mcp,
@@ -93,6 +94,7 @@ app.command(rich_help_panel=_EXECUTIONS)(failed_items.rerun)
 app.command(rich_help_panel=_EXECUTIONS)(queues.queues)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(hosts.app, name="hosts", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(log.verify)
 app.command(rich_help_panel=_OPERATE)(log.export)

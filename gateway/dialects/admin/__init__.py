@@ -12,6 +12,7 @@ from gateway.dialects.admin import (
     executions,
     failed_items,
     flows,
+    hosts,
     keys,
     mcp_servers,
     packages,
@@ -30,6 +31,7 @@ ENVELOPE = envelope(
     {
         "key_not_found": Fault(404, "API key not found.", "key_not_found"),
         "secret_not_found": Fault(404, "Secret not found.", "secret_not_found"),
+        "host_not_found": Fault(404, "Host not found.", "host_not_found"),
         "package_not_found": Fault(404, "Package not found.", "package_not_found"),
         "batch_not_found": Fault(404, "Batch not found.", "batch_not_found"),
         "mcp_server_not_found": Fault(404, "MCP server not found.", "mcp_server_not_found"),
@@ -38,6 +40,6 @@ ENVELOPE = envelope(
 
 
 def dialect(settings: Settings) -> Dialect:
-    parts = (flows, packages, keys, secrets, mcp_servers, executions, failed_items, queues)
+    parts = (flows, packages, keys, secrets, mcp_servers, executions, failed_items, queues, hosts)
     found = tuple(resource for part in parts for resource in part.RESOURCES)
     return Dialect("admin", ENVELOPE, (*found, *batches.resources(settings)))
