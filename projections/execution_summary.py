@@ -21,6 +21,10 @@ IDS_MAX = 500
 """Ids of one ``get_many``; SQLite and PostgreSQL both take this many parameters."""
 
 
+OWNED_MAX = 10_000
+"""Executions of one owner that ``owners`` counts; more look like as many."""
+
+
 class ExecutionRow(msgspec.Struct, frozen=True):
     """One row of ``executions``, columns in this order. Times in microseconds, UTC.
 
@@ -159,6 +163,22 @@ UPSERT = (
     + ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[_FIRST_MUTABLE:])
 )
 
+# From one owner to the next, and at most ``OWNED_MAX`` of each: asked every few seconds, it may not cost more
+# when very many executions wait.
+OWNERS = f"""
+    WITH RECURSIVE holders (owner) AS (
+        SELECT MIN(owner) FROM executions WHERE ended_at IS NULL
+        UNION ALL
+        SELECT (SELECT MIN(e.owner) FROM executions e WHERE e.ended_at IS NULL AND e.owner > holders.owner)
+        FROM holders WHERE holders.owner IS NOT NULL
+    )
+    SELECT owner, (
+        SELECT COUNT(*) FROM (
+            SELECT 1 FROM executions e WHERE e.owner = holders.owner AND e.ended_at IS NULL LIMIT {OWNED_MAX}
+        ) AS held
+    ) FROM holders WHERE owner IS NOT NULL ORDER BY owner
+"""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -259,8 +279,7 @@ def owner_of(store: Reader, execution_id: str) -> HostName | None:
 
 
 def owners(store: Reader) -> dict[HostName, int]:
-    sql = "SELECT owner, COUNT(*) FROM executions WHERE ended_at IS NULL GROUP BY owner ORDER BY owner"
-    return {HostName(owner): count for owner, count in store.query(sql)}
+    return {HostName(owner): count for owner, count in store.query(OWNERS)}
 
 
 def due(store: Reader, owner: HostName, now: Micros, limit: int) -> list[str]:

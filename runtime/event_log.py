@@ -345,7 +345,7 @@ class EventLog:
         return self._call(self.recorder.owner_of, execution_id)
 
     def owners(self) -> dict[HostName, int]:
-        """How many executions without a terminal event each host holds."""
+        """How many executions without a terminal event each host holds, counted up to some thousands."""
         return self._call(self.recorder.owners)
 
     def due(self, owner: HostName, now: Micros, limit: int) -> list[str]:

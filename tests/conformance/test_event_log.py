@@ -428,6 +428,14 @@ def test_open_executions_and_owners_follow_the_streams(log: EventLog) -> None:
     assert log.owners() == {HOST: 2, HostName("host-2"): 1}
 
 
+def test_owners_are_counted_up_to_a_bound(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert log.owners() == {}
+    append(log, *(Story(number).begun() for number in range(1, 6)), Story(6, owner="host-2").begun())
+    bounded = execution_summary.OWNERS.replace(str(execution_summary.OWNED_MAX), "3")
+    monkeypatch.setattr(execution_summary, "OWNERS", bounded)
+    assert log.owners() == {HOST: 3, HostName("host-2"): 1}
+
+
 def test_due_executions_come_in_the_order_of_their_wake_up(log: EventLog) -> None:
     stories = [Story(number) for number in (1, 2, 3)]
     for story, timeout in zip(stories, (30.0, 10.0, None), strict=True):
