@@ -24,6 +24,8 @@ from runtime.state import ExecutionState, NodeState
 class Hands(Protocol):
     """What a map needs of its host."""
 
+    @property
+    def is_leaving(self) -> bool: ...
     async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome: ...
     async def run_child(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome: ...
     async def load(self, ref: BlobRef) -> Json: ...
@@ -31,15 +33,30 @@ class Hands(Protocol):
 
 
 class MapItems:
-    """The items of one attempt of one map node."""
+    """The items of one attempt of one map node. ``claim_check``: large outputs become references."""
 
-    def __init__(self, actor: ExecutionActor, hands: Hands, step: Step, attempt: int, each: Step) -> None:
+    def __init__(
+        self,
+        actor: ExecutionActor,
+        hands: Hands,
+        step: Step,
+        attempt: int,
+        each: Step,
+        *,
+        claim_check: bool = True,
+    ) -> None:
         self._actor = actor
         self._hands = hands
         self._node_id = step.node_id
         self._attempt = attempt
         self._each = each
         self._scope = actor.scope(step, attempt)
+        self._claim_check = claim_check
+        self._is_given_up = False
+
+    def give_up(self) -> None:
+        """The map has failed: child executions of items that are then cancelled are cancelled, too."""
+        self._is_given_up = True
 
     async def outcome(self, index: int, item: Json) -> StepOutcome:
         """The last outcome of an item, its own retries included. Raises: CancelledError only."""
@@ -99,12 +116,15 @@ class MapItems:
             return StepOutcome(error=StepError(type="TimeoutError", message=message))
         except asyncio.CancelledError:
             state = self._actor.state
-            if state.is_closed or state.cancel_requested_at is not None:  # and not: the host leaves
+            # In all other cases the host leaves, and the map goes on elsewhere.
+            if self._is_given_up or state.is_closed or state.cancel_requested_at is not None:
                 self._actor.cancel_children((child_id,))
             raise
 
     async def _with_claim_check(self, outcome: StepOutcome) -> StepOutcome:
-        if outcome.error is not None or outcome.output_ref is not None or is_surely_small(outcome.output):
+        if not self._claim_check or outcome.error is not None or outcome.output_ref is not None:
+            return outcome
+        if is_surely_small(outcome.output):
             return outcome
         try:
             ref = await self._hands.store_if_large(outcome.output)

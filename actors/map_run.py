@@ -90,6 +90,7 @@ class MapRun:
                 self._failure = msgspec.structs.replace(
                     outcome.error, message=f"item {index}: {outcome.error.message}"
                 )
+                self._items.give_up()
                 raise _FirstFailure
             if done % INLINE_ITEMS_TURN == 0:
                 await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import msgspec
 import uuid_utils
@@ -111,6 +111,13 @@ class ScriptedHost(Host):
     def is_watched(self, execution_id: str) -> bool:
         return execution_id in self._watchers._by_execution  # pyright: ignore[reportPrivateUsage]
 
+    def use_workers(self, call: Any) -> None:
+        """Have ``call`` (as ``Performer.call``) do what the pool's workers would."""
+        self._performer.call = call
+
+    def has_tasks(self, execution_id: str) -> bool:
+        return self._actors[execution_id].is_busy
+
     def is_awaited(self, child_id: str) -> bool:
         return child_id in self._children._waiting  # pyright: ignore[reportPrivateUsage]
 
@@ -142,7 +149,7 @@ class Household:
         self.versions: dict[str, str] = {}
         self.hosts: list[ScriptedHost] = []
 
-    async def __aenter__(self) -> Household:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
