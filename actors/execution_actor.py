@@ -53,6 +53,8 @@ class Shell(Protocol):
 
     @property
     def owner(self) -> str: ...
+    @property
+    def is_leaving(self) -> bool: ...
     def now(self) -> Micros: ...
     def draw(self) -> float: ...
     def append(self, append: Append) -> Committed: ...
@@ -256,6 +258,8 @@ class ExecutionActor:
         if not scheduling.is_open_for_nodes(self.state) or self._awaits_input():
             return
         for _ in range(BURST_STEPS_MAX):
+            if self._shell.is_leaving:
+                break  # whoever takes it over begins the next nodes
             now = self._shell.now()
             among, self._candidates = self._candidates, {}
             due = scheduling.due_nodes(self.state, self.plan, now, among)
@@ -283,7 +287,7 @@ class ExecutionActor:
     def _begin(self, node_id: NodeId) -> None:
         """Start one attempt of a node: its condition, its pure part, and what that asks for."""
         step = self.plan.steps[node_id]
-        missing = self._scopes.missing(self.state, step.reads)
+        missing = self._scopes.missing(self.state, step.reads, step.streams)
         if missing:
             self._spawn(node_id, self._load, missing)
             return
@@ -374,7 +378,8 @@ class ExecutionActor:
     def scope(self, step: Step, attempt: int) -> dict[str, Any]:
         """The scope of one attempt (see ``plan.Scope``); referenced large outputs must be loaded."""
         key = self.idempotency_key(step.node_id, attempt)
-        return self._scopes.build(self.state, step.reads, {"attempt": attempt, "key": key})
+        about = {"attempt": attempt, "key": key}
+        return self._scopes.build(self.state, step.reads, about, step.streams)
 
     def draw(self) -> float:
         """A random number in [0, 1) from the host."""

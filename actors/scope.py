@@ -13,6 +13,7 @@ import msgspec
 from runtime.events import BlobRef, Json
 from runtime.ids import NodeId
 from runtime.state import ExecutionState
+from runtime.values import marker
 
 LOADED_BYTES_MAX = 16 * 1024 * 1024
 """Large values kept at hand for later nodes."""
@@ -24,22 +25,32 @@ class ScopeBuilder:
     def __init__(self) -> None:
         self._loaded: dict[str, tuple[int, Json]] = {}
 
-    def missing(self, state: ExecutionState, reads: Iterable[NodeId]) -> tuple[BlobRef, ...]:
-        """Large values that must be loaded before ``reads`` can be seen; the input counts always."""
-        refs = [state.nodes[node_id].output_ref for node_id in reads if node_id in state.nodes]
+    def missing(
+        self, state: ExecutionState, reads: Iterable[NodeId], streams: tuple[NodeId, ...] = ()
+    ) -> tuple[BlobRef, ...]:
+        """Large values that must be loaded before ``reads`` can be seen; the input counts always.
+
+        ``streams``: those of ``reads`` that are seen as markers, and never loaded.
+        """
+        loaded = [node_id for node_id in reads if node_id in state.nodes and node_id not in streams]
+        refs = [state.nodes[node_id].output_ref for node_id in loaded]
         wanted = [state.input_ref, *refs]
         return tuple(ref for ref in wanted if ref is not None and ref.sha256 not in self._loaded)
 
     def build(
-        self, state: ExecutionState, reads: Iterable[NodeId], execution: dict[str, Any]
+        self,
+        state: ExecutionState,
+        reads: Iterable[NodeId],
+        execution: dict[str, Any],
+        streams: tuple[NodeId, ...] = (),
     ) -> dict[str, Any]:
-        """The scope (see ``plan.Scope``); nothing of it may be missing."""
+        """The scope (see ``plan.Scope``); nothing of it may be missing. ``streams``: as in ``missing``."""
         inputs = self._value(state.input, state.input_ref)
         if state.files:
             inputs = {**inputs, "$files": msgspec.to_builtins(state.files)}
         return {
             "inputs": inputs,
-            "nodes": {node_id: self._output(state, node_id) for node_id in reads},
+            "nodes": {node_id: self._output(state, node_id, node_id in streams) for node_id in reads},
             "execution": {"id": state.execution_id, "flow": state.flow_id, **execution},
         }
 
@@ -56,9 +67,14 @@ class ScopeBuilder:
             if excess > 0:
                 excess -= self._loaded.pop(sha256)[0]
 
-    def _output(self, state: ExecutionState, node_id: NodeId) -> Json:
+    def _output(self, state: ExecutionState, node_id: NodeId, is_stream: bool) -> Json:
         node = state.nodes.get(node_id)
-        return None if node is None else self._value(node.output, node.output_ref)
+        if node is None:
+            return None
+        # Also when it is loaded for somebody else: an attempt made again must see the same.
+        if is_stream and node.output_ref is not None:
+            return marker(node.output_ref)
+        return self._value(node.output, node.output_ref)
 
     def _value(self, value: Json, ref: BlobRef | None) -> Json:
         return value if ref is None else self._loaded[ref.sha256][1]

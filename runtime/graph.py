@@ -69,6 +69,10 @@ class _NodeBinder(TextBinder):
     def __init__(self, report: Report, *, in_map: bool = False) -> None:
         super().__init__(report, in_map=in_map)
         self.decisions: list[_Decision] = []
+        self.streamed_fields: set[str] = set()
+
+    def streamed(self, field: str) -> None:
+        self.streamed_fields.add(field)
 
     def decides(self, field: str, node_ids: Iterable[str], *, possible: bool) -> None:
         self.decisions.append(_Decision(field, tuple(node_ids), possible))
@@ -126,9 +130,15 @@ class _Node:
         )
 
     def finished(self, dependents: tuple[NodeId, ...]) -> Step:
-        reads = dict.fromkeys(NodeId(name) for _, name in self.binder.node_reads)
-        needs = tuple(NodeId(name) for name in self.needs)
-        return msgspec.structs.replace(self.step, needs=needs, reads=tuple(reads), dependents=dependents)
+        reads = tuple(dict.fromkeys(NodeId(name) for _, name in self.binder.node_reads))
+        loaded = {name for field, name in self.binder.node_reads if field not in self.binder.streamed_fields}
+        return msgspec.structs.replace(
+            self.step,
+            needs=tuple(NodeId(name) for name in self.needs),
+            reads=reads,
+            streams=tuple(node_id for node_id in reads if node_id not in loaded),
+            dependents=dependents,
+        )
 
 
 def _unfinished(parts: NodeParts | None) -> Step:

@@ -12,9 +12,9 @@ import msgspec
 from runtime.agent_spec import AgentSpec, ToolSpec
 from runtime.events import Json
 from runtime.ids import SECOND, FlowId, FlowVersion, Micros, NodeId
-from runtime.queues import QueueRule
 from runtime.packages import Code
 from runtime.placement import Resources
+from runtime.queues import QueueRule
 
 ON_TIMEOUT = Literal["fail", "continue"]
 PLACEMENT = Literal["pooled", "dedicated"]
@@ -205,7 +205,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     ``reads``: the nodes whose outputs its templates and expressions mention (a subset of ``needs``; inside
     a map those that ``each`` mentions).
-    ``condition``: the compiled ``when``; None = always.
+    ``streams``: those of ``reads`` whose output, when it is large, stands in the scope as a marker
+    (``values``), for it is read as a stream. ``condition``: the compiled ``when``; None = always.
     """
 
     node_id: NodeId
@@ -215,6 +216,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     needs: tuple[NodeId, ...] = ()
     dependents: tuple[NodeId, ...] = ()
     reads: tuple[NodeId, ...] = ()
+    streams: tuple[NodeId, ...] = ()
     condition: "Evaluate | None" = None
     retry: RetryPolicy = RetryPolicy()
     timeout_seconds: float | None = None

@@ -61,6 +61,10 @@ class Binder(Protocol):
 
     def nested(self, field: str, raw: Mapping[str, Json]) -> Step: ...
 
+    def streamed(self, field: str) -> None:
+        """A node's large output that only ``field`` mentions may come as a marker (``runtime.values``)."""
+        ...
+
 
 def _unbound(_scope: Scope) -> Any:
     raise TypeError("a flow with problems can't run")

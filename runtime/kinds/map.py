@@ -4,6 +4,7 @@ Without ``source`` and ``chunk`` every item is recorded by itself (``MapOver``);
 in chunks (``WideMap``).
 """
 
+import re
 from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
@@ -18,6 +19,9 @@ from runtime.values import value_ref
 ITEMS_MAX = 100_000
 LIST_ITEMS_MAX = 1_000_000
 """Of a list that goes in chunks; more come from a source that is read as a stream."""
+
+_WHOLE_OUTPUT = re.compile(r"\$\{\s*nodes\.\w+\s*\}")
+"""A node's output and nothing else: what can be read as a stream from where it is."""
 
 CONCURRENCY_MAX = 1_000
 CHUNK_ITEMS_MAX = 100_000
@@ -87,6 +91,8 @@ def _bind_wide(config: Config, binder: Binder, each: Step, concurrency: Evaluate
     over = binder.expression("over", config.over) if config.over else None
     read = binder.value if is_expression(config.source) else binder.template
     source = read("source", config.source)
+    if _WHOLE_OUTPUT.fullmatch(config.source):
+        binder.streamed("source")
     form = binder.value("format", config.format)
     shard = binder.value("shard", config.shard)
     chunk = config.chunk or Chunk(seconds=1.0)
