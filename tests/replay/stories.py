@@ -15,7 +15,16 @@ from runtime import administration as admin
 from runtime import callbacks, events, resources
 from runtime.administration import Cause
 from runtime.event_log import Append, Chain, EventLog, Recorded, store_env
-from runtime.events import BlobRef, Event, FileDescriptor, ItemOutcome, StepError, StepLogs, ToolCall
+from runtime.events import (
+    BlobRef,
+    ChunkResult,
+    Event,
+    FileDescriptor,
+    ItemOutcome,
+    StepError,
+    StepLogs,
+    ToolCall,
+)
 from runtime.ids import ExecutionId, FlowId, KeyId, Micros, Position, TenantId
 from tests.conformance.histories import START, Story, execution_id
 from tests.replay.histories import FOLDER, save
@@ -61,7 +70,7 @@ def tell_all(log: EventLog) -> None:
 
 
 def tell_completed(teller: Teller) -> None:
-    story = Story(1, nodes=6)
+    story = Story(1, nodes=7)
     file = FileDescriptor(
         file_id="f1", name="a.txt", content_type="text/plain", size=3, sha256="cd" * 32, uri="artifact://1/f1"
     )
@@ -85,6 +94,10 @@ def tell_nodes(teller: Teller, story: Story) -> None:
     logs = StepLogs(stdout="out", stderr="err", records=("r1",), dropped=5)
     items = (ItemOutcome(index=0, output={"n": 1}), ItemOutcome(index=1, error=ERROR))
     ref = BlobRef(sha256="5e" * 32, size=70_001)
+    chunks = (
+        ChunkResult(first=3, items=2, results=ref, duration_ms=1.5),
+        ChunkResult(first=0, items=3, failed=1, results=ref, errors=ref),
+    )
     teller.go_on(
         story,
         (events.Started, {}),
@@ -99,6 +112,10 @@ def tell_nodes(teller: Teller, story: Story) -> None:
         (events.NodeProgressed, {"node_id": "map", "total": 3, "items": items}),
         (events.NodeProgressed, {"node_id": "map", "total": 3, "items": (ItemOutcome(index=2),)}),
         (events.NodeCompleted, {"node_id": "map", "output": [{"n": 1}, None, None], "skips": ("other",)}),
+        (events.NodeStarted, {"node_id": "wide"}),
+        (events.ChunksRecorded, {"node_id": "wide", "total": 5, "source": "lines 4d", "chunks": ()}),
+        (events.ChunksRecorded, {"node_id": "wide", "chunks": chunks, "done": 5, "failed": 1, "rate": 2.5}),
+        (events.NodeCompleted, {"node_id": "wide", "output": {"dataset": 1, "items": 5}}),
         (events.NodeSkipped, {"node_id": "other", "reason": "branch"}),
         (events.NodeStarted, {"node_id": "ask"}),
         (
