@@ -6,19 +6,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-from gateway.client import batches, calls, procedures, values
+from gateway.client import batches, calls, procedures, publishing, values
 from gateway.client.batches import Inputs, OnError
 from gateway.client.calls import FlowSource, flow_id_of
 from gateway.client.drivers import ANSWER_SECONDS, PATIENCE_SECONDS, AsyncDriver
 from gateway.client.picture import Picture
 from gateway.client.progress import batch_shown, shown
-from gateway.client.publishing import publication
+from gateway.client.publishing import Flow
 from gateway.client.tables import Table, to_arrow, to_pandas
 from gateway.client.target import find_target
 from gateway.client.views import (
@@ -68,13 +68,15 @@ class AsyncClient:
     # --- flows ------------------------------------------------------------------------------------------
 
     async def publish(
-        self, flow: FlowSource | Mapping[str, Any] | Path, *, tenant: str | None = None
+        self,
+        flow: Flow,
+        *,
+        modules: Iterable[str] | None = None,
+        requirements: Iterable[str] = (),
+        tenant: str | None = None,
     ) -> PublishedFlow:
         """See `Client.publish`."""
-        document, media_type = publication(flow)
-        return await self._driver.perform(
-            procedures.ask(calls.publish(document, media_type, tenant, uuid4().hex))
-        )
+        return await self._driver.perform(publishing.publish(flow, modules, requirements, tenant))
 
     # --- executions -------------------------------------------------------------------------------------
 

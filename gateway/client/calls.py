@@ -22,6 +22,7 @@ from gateway.client.views import (
     Sent,
     Snapshot,
 )
+from runtime.packages import MEDIA_TYPE as PACKAGE_TYPE
 
 T = TypeVar("T")
 
@@ -83,6 +84,23 @@ def publish(document: bytes, media_type: str, tenant: str | None, key: str) -> C
         query=given(tenant=tenant),
         content=document,
         headers={"content-type": media_type, "idempotency-key": key},
+    )
+
+
+class _Package(msgspec.Struct, frozen=True):
+    package: str
+
+
+def upload_package(content: bytes, tenant: str | None) -> Call[str]:
+    """The name of the package: the same bytes again are the same package."""
+    read = reader(_Package)
+    return Call(
+        method="POST",
+        path=f"{ADMIN}/packages",
+        read=lambda body: read(body).package,
+        query=given(tenant=tenant),
+        content=content,
+        headers={"content-type": PACKAGE_TYPE},
     )
 
 

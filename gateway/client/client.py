@@ -6,21 +6,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-from gateway.client import batches, calls, procedures, values
+from gateway.client import batches, calls, procedures, publishing, values
 from gateway.client.batches import Inputs, OnError
 from gateway.client.calls import FlowSource, flow_id_of
 from gateway.client.drivers import ANSWER_SECONDS, PATIENCE_SECONDS, Driver
 from gateway.client.errors import ClientError
 from gateway.client.picture import Picture
 from gateway.client.progress import batch_shown, shown
-from gateway.client.publishing import publication
+from gateway.client.publishing import Flow
 from gateway.client.tables import Table, to_arrow, to_pandas
 from gateway.client.target import find_target
 from gateway.client.views import (
@@ -77,11 +77,20 @@ class Client:
     # --- flows ------------------------------------------------------------------------------------------
 
     def publish(
-        self, flow: FlowSource | Mapping[str, Any] | Path, *, tenant: str | None = None
+        self,
+        flow: Flow,
+        *,
+        modules: Iterable[str] | None = None,
+        requirements: Iterable[str] = (),
+        tenant: str | None = None,
     ) -> PublishedFlow:
-        """Publish a decorated flow, a definition, or a YAML or JSON file; the same again changes nothing."""
-        document, media_type = publication(flow)
-        return self._driver.perform(procedures.ask(calls.publish(document, media_type, tenant, uuid4().hex)))
+        """Publish a decorated flow, a definition, or a YAML or JSON file; the same again changes nothing.
+
+        ``modules``: top-level modules whose code travels with the flow. None: of a decorated flow those of
+        its functions, and what they import, unless it is installed; else none. ``requirements``:
+        distributions (``name==version``) that its functions need. Neither is seen by other flows.
+        """
+        return self._driver.perform(publishing.publish(flow, modules, requirements, tenant))
 
     # --- executions -------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def python_server(live_server: LiveServer) -> LiveServer:
             authored.picking,
             authored.approval,
         ):
-            client.publish(written)
+            client.publish(written, modules=())  # the workers of the suite have this folder
     return live_server
 
 

@@ -22,7 +22,7 @@ from tests.contracts.python_client import authored
 
 
 def test_a_decorated_flow_is_published_and_run(client: Client) -> None:
-    published = client.publish(authored.hello)
+    published = client.publish(authored.hello, modules=())
     assert (published.flow_id, published.changed) == ("py-hello", False)
     assert client.run(authored.hello, {"who": "Ada"}) == "Hello Ada"
 
