@@ -1,4 +1,4 @@
-"""Admission against a world of hosts, commits, crashes and clocks: bounds hold, nobody starves, nothing leaks.
+"""Admission against a world of hosts, commits, crashes and clocks: bounds hold, nobody starves.
 
 The world is the store as it is (what is committed), this host's memory, and a second host that starts and
 ends executions of a shared queue behind our back. As the real store, it lets no two open executions of a
@@ -124,11 +124,11 @@ class World:
         begun = self.uncommitted.popleft()
         known = self.store[begun.execution_id]
         ticket = known.ticket
-        if ticket.queue is not None and begun.slot is not None:
-            if begun.slot in {other.slot for other in self.open_in(ticket.queue)}:
-                self.drop(ticket.execution_id)
-                self.enqueue(ticket)
-                return
+        others = self.open_in(ticket.queue) if ticket.queue is not None else []
+        if begun.slot is not None and begun.slot in {other.slot for other in others}:
+            self.drop(ticket.execution_id)
+            self.enqueue(ticket)
+            return
         self.store[begun.execution_id] = known._replace(started_at=begun.at, slot=begun.slot)
 
     def drop(self, execution_id: str) -> None:
@@ -172,8 +172,19 @@ class World:
     def answer(self) -> None:
         self.admission.read(*self.answers.popleft())
 
-    def call(self) -> None:
-        self.calls.popleft()()
+    def step(self) -> bool:
+        """Let the next thing happen that is pending; False: nothing is."""
+        if self.calls:
+            self.calls.popleft()()
+        elif self.asked and not self.answers:
+            self.ask()
+        elif self.uncommitted:
+            self.commit()
+        elif self.answers:
+            self.answer()
+        else:
+            return False
+        return True
 
     def tick(self, micros: int) -> None:
         self.clock = Micros(self.clock + micros)
@@ -227,14 +238,16 @@ class Hosts(RuleBasedStateMachine):
 
     @rule(
         tenant=st.sampled_from(TENANTS),
-        key=st.sampled_from(["", "", *RULES]),
+        key=st.sampled_from(["", *RULES]),
         priority=st.integers(-1, 1),
-        is_child=st.booleans(),
+        is_child=st.sampled_from([False, False, True]),
+        count=st.integers(1, 5),
     )
-    def start(self, tenant: str, key: str, priority: int, is_child: bool) -> None:
-        ticket = self.ticket(tenant, key, priority, is_child)
-        self.world.store[ticket.execution_id] = Known(ticket)
-        self.world.enqueue(ticket)
+    def start(self, tenant: str, key: str, priority: int, is_child: bool, count: int) -> None:
+        for _ in range(count):
+            ticket = self.ticket(tenant, key, priority, is_child)
+            self.world.store[ticket.execution_id] = Known(ticket)
+            self.world.enqueue(ticket)
 
     @rule(tenant=st.sampled_from(TENANTS), starts=st.booleans())
     def other_host_takes_one(self, tenant: str, starts: bool) -> None:
@@ -259,6 +272,11 @@ class Hosts(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         self.world.commit()
+
+    @precondition(lambda self: self.world.answers)
+    @rule()
+    def answer(self) -> None:
+        self.world.answer()
 
     @rule(number=st.integers(0, 99))
     def end(self, number: int) -> None:
@@ -317,19 +335,16 @@ class Hosts(RuleBasedStateMachine):
     def kill(self) -> None:
         self.world.restart()
 
-    @rule()
-    def ask(self) -> None:
-        self.world.ask()
+    @rule(most=st.integers(1, 4))
+    def let_happen(self, most: int) -> None:
+        """Some of what is pending, each kind in its order."""
+        for _ in range(most):
+            self.world.step()
 
-    @precondition(lambda self: self.world.answers)
     @rule()
-    def answer(self) -> None:
-        self.world.answer()
-
-    @precondition(lambda self: self.world.calls)
-    @rule()
-    def call(self) -> None:
-        self.world.call()
+    def settle(self) -> None:
+        while self.world.step():
+            pass
 
     @rule()
     def look(self) -> None:
@@ -376,25 +391,22 @@ class Hosts(RuleBasedStateMachine):
                     world.store[one] = known._replace(ended=True, started_at=known.started_at or world.clock)
                 elif known.started_at is not None and not known.ended:
                     world.end(one)
-            while world.calls or world.asked or world.answers or world.uncommitted:
-                for part, step in (
-                    (world.calls, world.call),
-                    (world.asked, world.ask),
-                    (world.answers, world.answer),
-                    (world.uncommitted, world.commit),
-                ):
-                    if part:
-                        step()
+            while world.step():
+                pass
             if all(known.ended for known in world.store.values()):
                 break
             world.tick(2 * SECOND)
-            world.admission.look_again(100)
+            # Only what another host did must be looked for; the rest is told.
+            open_ones = [known for known in world.store.values() if not known.ended]
+            if any(known.ticket.rule is RULES["shared"] for known in open_ones):
+                world.admission.look_again(100)
         left = [one for one, known in world.store.items() if not known.ended]
         assert not left, f"never started: {left}"
         admission = world.admission
         assert (admission.queued, admission.admitted, admission.queues) == (0, 0, 0)
-        assert not admission._tenants and not admission._turns  # pyright: ignore[reportPrivateUsage]
+        assert not admission._tenants  # pyright: ignore[reportPrivateUsage] - a leak shows nowhere else
+        assert not admission._turns  # pyright: ignore[reportPrivateUsage]
 
 
 TestHosts = Hosts.TestCase
-TestHosts.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestHosts.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
