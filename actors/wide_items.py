@@ -70,6 +70,7 @@ class WideItems:
         self._room.set()
         self._urgent = asyncio.Event()
         self._is_over = False
+        self._is_parting = False
 
     @property
     def is_complete(self) -> bool:
@@ -78,7 +79,7 @@ class WideItems:
 
     async def run(self) -> None:
         """Until all is done, or the map pauses. Raises: Stopped; what reading the source raises."""
-        self._is_over = False
+        self._is_over = self._is_parting = False
         async with asyncio.TaskGroup() as group:
             group.create_task(self._record_now_and_then())
             lanes = [group.create_task(self._lane()) for _ in range(self._work.action.concurrency)]
@@ -92,23 +93,26 @@ class WideItems:
         try:
             while await self._may_begin():
                 taken = await self._next()
-                if taken is None:
+                if taken is not None:
+                    await self._do(*taken)
+                elif not self._ahead and self._work.source.is_at_end:
                     return
-                await self._do(*taken)
         except Exception:  # the map has failed, and what other lanes do will be given up
             self._items.give_up()
             raise
 
     async def _may_begin(self) -> bool:
         """Wait until an item may begin; False when nothing runs and the map is paused."""
-        while self._work.is_paused or not self._room.is_set():
+        while not self._is_parting and (self._work.is_paused or not self._room.is_set()):
             if self._work.is_paused and not self._running:
-                return False
+                # All leave with the first one: a resume that comes now finds all lanes again.
+                self._is_parting = True
+                break
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._room.wait(), LOOK_SECONDS)
             if self._work.is_paused:
                 await asyncio.sleep(LOOK_SECONDS)
-        return True
+        return not self._is_parting
 
     async def _next(self) -> tuple[int, msgspec.Raw] | None:
         if not self._ahead:

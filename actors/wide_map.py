@@ -29,6 +29,7 @@ from actors.wide_work import Equipment, Stopped, WideWork
 from runtime import datasets
 from runtime.errors import DomainError
 from runtime.events import StepError
+from runtime.items_file import given_items
 from runtime.plan import MapSource, Step, WideMap
 
 IN_WORKERS = frozenset({"python", "template", "select"})
@@ -56,9 +57,10 @@ class WideMapRun:
         self._work = WideWork(actor, hands, equipment, step, attempt, action, self._source)
 
     def _open_stream(self) -> Stream:
-        source = self._action.source
+        files = self._actor.state.files
+        source = given_items(files, self._work.step.node_id) or self._action.source
         if isinstance(source, MapSource):
-            return open_source(source, self._equipment.workers.source_access(self._actor.state.files))
+            return open_source(source, self._equipment.workers.source_access(files))
         return ListStream(source)
 
     async def run(self) -> StepOutcome | None:
