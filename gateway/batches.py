@@ -135,7 +135,14 @@ class Batches:
         items: int | None,
         concurrency: int,
     ) -> Batch:
-        """Record the batch, then start it; the same id again gives the one there is."""
+        """Record the batch, then start it; the same id again gives the one there is.
+
+        Raises: Refused when the tenant's administrator disabled the built-in flow.
+        """
+        try:
+            await ensure(self._gateway, tenant, BATCH)
+        except NotFound as error:
+            raise Refused(str(error)) from None
         document = BatchDocument(
             name=name,
             flow_id=flow.definition.id,
