@@ -16,7 +16,7 @@ QUEUE = QueueId(TenantId("acme"), FlowId("greeting"), "ada")
 def queued(number: int, **fields: Any) -> Story:
     """An execution of the queue that waits."""
     story = Story(number)
-    story.tell(story.queued(**({"queue_key": "ada"} | fields)))
+    story.tell(story.queued(None, **{"queue_key": "ada", **fields}))
     return story
 
 
