@@ -41,6 +41,7 @@ def is_lost(sight: Sight | None) -> bool:
     if not sight.trouble:
         return False
     if sight.is_dedicated:
-        return sight.seconds >= DEDICATED_SECONDS
+        # Ray makes it anew on another node that has what it needs, if there is one.
+        return sight.seconds >= (RESTART_SECONDS if sight.node_is_gone else DEDICATED_SECONDS)
     patience = SILENT_SECONDS if sight.trouble == "silent" else RESTART_SECONDS
     return sight.node_is_gone or sight.seconds >= patience

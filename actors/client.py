@@ -45,7 +45,7 @@ PAGE_EVENTS_MAX = 500
 INPUT_BYTES_MAX = 32 * 1024
 """Claim check: a larger input goes to the blob store (DESIGN 3)."""
 
-OpenDedicated = Callable[[str], Awaitable[HostLink]]
+OpenDedicated = Callable[[str, StartExecution | None], Awaitable[HostLink | None]]
 
 START = Position(0)
 """Before the first event of the log."""
@@ -75,7 +75,7 @@ class ExecutionClient:
     def connect(
         self, links: Mapping[HostName, HostLink], open_dedicated: OpenDedicated, *, are_all: bool = True
     ) -> None:
-        """Use these hosts from now on; ``open_dedicated`` makes a host for one execution.
+        """Use these hosts from now on; ``open_dedicated`` makes a host for one execution, if there is room.
 
         ``are_all``: nobody else makes hosts, so that a single one has every execution.
         """
@@ -100,9 +100,10 @@ class ExecutionClient:
             ref = await asyncio.to_thread(self._blobs.put_bytes, data)
             command = msgspec.structs.replace(command, input=None, input_ref=ref)
         if command.placement == "dedicated":
-            link = await self._open_dedicated(command.execution_id)
-            await link.send(messages.Start(command))
-            return
+            link = await self._open_dedicated(command.execution_id, command)
+            if link is not None:
+                await link.send(messages.Start(command))
+                return
         await self._until_moved(lambda: self._send_start(command))
 
     async def _send_start(self, command: StartExecution) -> Reply:

@@ -13,6 +13,7 @@ import structlog
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.dedicated import DedicatedPlace
 from actors.host import ExecutionHost
 from actors.host_config import HostConfig
 from actors.ray_cluster import NAMESPACE
@@ -31,19 +32,21 @@ def is_dedicated(name: str) -> bool:
     return name.startswith(DEDICATED)
 
 
-def create(config: HostConfig, *, detached: bool, node: str = "") -> Any:
+def create(config: HostConfig, *, detached: bool, node: str = "", place: DedicatedPlace | None = None) -> Any:
     """A handle to the host of this name, which is made when there is none.
 
-    ``node``: where it had best be; it may be elsewhere when Ray finds no way to put it there.
+    ``node``: where it had best be; it may be elsewhere when Ray finds no way to put it there. ``place``: of
+    a dedicated host.
     """
-    options: dict[str, Any] = {"lifetime": "detached"} if detached else {}
+    options: dict[str, Any] = {"num_cpus": 0} if place is None else place.options
+    if detached:
+        options["lifetime"] = "detached"
     if node:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
     return ExecutionHost.options(
         name=config.name,
         namespace=NAMESPACE,
         get_if_exists=True,
-        num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
         max_concurrency=CALLS_AT_ONCE_MAX,

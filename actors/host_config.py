@@ -1,8 +1,12 @@
 """What a host is told when it is made; travels as JSON, so it holds no secret beyond the store's address."""
 
+from collections.abc import Mapping
+
 import msgspec
+from msgspec.structs import replace
 
 from actors.agents.home import AgentSettings
+from actors.dedicated import devices_of
 from actors.worker_pool import PoolSettings
 from runtime.event_log import LONE_POOL_SIZE
 
@@ -33,6 +37,12 @@ class HostConfig(msgspec.Struct, frozen=True, kw_only=True):
     agents: AgentSettings = AgentSettings()
     dedicated: bool = False
     joined: bool = False
+
+    def worker_pool(self, environment: Mapping[str, str]) -> PoolSettings:
+        """Of workers that open and store payloads where the host does, and use a dedicated host's devices."""
+        devices = devices_of(environment) if self.dedicated else {}
+        limits = replace(self.pool.limits, blob_url=self.blob_url, devices=devices)
+        return replace(self.pool, limits=limits)
 
     @property
     def log_env(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from actors.patience import until_available
 from actors.resource_tasks import Tell
 from actors.source_files import SourceAccess
 from actors.step_call import StepCall, StepOutcome
+from actors.worker_pool import WorkerPool
 from runtime.blob_store import BlobStore
 from runtime.errors import DomainError, Overloaded
 from runtime.events import BlobRef, FileDescriptor, Json, StepError
@@ -83,7 +84,7 @@ class Performer:
 
     def __init__(
         self,
-        pool: EnvironmentPools,
+        pool: EnvironmentPools | WorkerPool,
         blobs: BlobStore,
         http: Callable[[], httpx.AsyncClient],
         sources: SourceAccess,

@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from actors import step_call
 from actors.cluster_view import ClusterView
 from actors.crash_report import KILL_SECONDS_MAX, crash_error, wait_until_gone
 from actors.environments import EnvironmentFailed, Environments
+from actors.object_cache import ObjectCache
 from actors.step_call import MIB, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
 from runtime.errors import Overloaded, Unavailable
@@ -83,8 +84,13 @@ class ResourceTasks:
     """The host's side: starts the tasks, follows and cancels them."""
 
     def __init__(
-        self, limits: WorkerLimits, tasks_max: int, environments: Environments | None = None
+        self,
+        limits: WorkerLimits,
+        tasks_max: int,
+        environments: Environments | None = None,
+        objects: ObjectCache | None = None,
     ) -> None:
+        self._objects = objects or ObjectCache(0)
         self._limits = limits
         self._encoded_limits = step_call.encode(limits)
         self._tasks_max = tasks_max
@@ -152,7 +158,8 @@ class ResourceTasks:
                     wait.lack(alike[kind])
 
     async def _run_once(self, call: StepCall, wait: _Wait) -> StepOutcome:
-        options = task_options(wait.resources)
+        # Never retried by Ray: attempts are the execution's to count.
+        options = {**ray_options(wait.resources), "max_retries": 0}
         if call.code is not None and self._environments is not None:
             try:
                 options["runtime_env"] = await self._environments.runtime_env(call.code)
@@ -160,7 +167,8 @@ class ResourceTasks:
                 failure = StepError(type="EnvironmentFailed", message=str(error))
                 return StepOutcome(error=failure, started=True)  # as final as the function's own faults
         task = _step_task.options(**options)
-        items: Any = task.remote(self._encoded_limits, step_call.encode(call))
+        encoded = step_call.encode(call)
+        items: Any = task.remote(self._encoded_limits, encoded, self._objects.mentioned(encoded))
         self._open.add(items)
         address = WorkerAddress(where="")
         try:
@@ -222,13 +230,12 @@ def _cancel(items: Any, *, force: bool) -> None:
     ray.cancel(items, force=force)
 
 
-def task_options(resources: Resources) -> dict[str, Any]:
-    """Ray's options for one step. Never retried by Ray: attempts are the execution's to count."""
+def ray_options(resources: Resources) -> dict[str, Any]:
+    """Ray's options for a task or an actor that has these resources."""
     options: dict[str, Any] = {
         "num_cpus": resources.cpus,
         "num_gpus": resources.gpus,
         "resources": dict(resources.custom),
-        "max_retries": 0,
     }
     if resources.memory_mb:
         options["memory"] = resources.memory_mb * MIB
@@ -241,8 +248,11 @@ def task_options(resources: Resources) -> dict[str, Any]:
     return options
 
 
-def step_task(limits: bytes, encoded_call: bytes) -> Iterator[bytes]:
-    """In the task: run one call; yields where it runs, then its encoded outcome."""
+def step_task(limits: bytes, encoded_call: bytes, objects: Mapping[str, Any]) -> Iterator[bytes]:
+    """In the task: run one call; yields where it runs, then its encoded outcome.
+
+    ``objects``: as ``StepWorker.run``.
+    """
     (call,) = step_call.decode_calls(b"[" + encoded_call + b"]")
     grace = msgspec.json.decode(limits, type=WorkerLimits).grace_seconds
     cancelled = threading.Event()
@@ -258,7 +268,7 @@ def step_task(limits: bytes, encoded_call: bytes) -> Iterator[bytes]:
             stack.enter_context(memory_allowed(call.resources.memory_mb))
         replies: list[bytes] = []
         calls = step_call.encode([call])
-        thread = threading.Thread(target=lambda: replies.append(worker.run(1, calls)), daemon=True)
+        thread = threading.Thread(target=lambda: replies.append(worker.run(1, calls, objects)), daemon=True)
         thread.start()
         in_time = _ends(thread, call.timeout_seconds, cancelled)
         if not in_time:

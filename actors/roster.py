@@ -14,27 +14,39 @@ from actors import cluster_nodes, host_actors, scaling
 from actors.adoption import Sight
 from actors.client import ExecutionClient
 from actors.cluster_nodes import ClusterNode
+from actors.dedicated import DedicatedPlace, DedicatedPlaces
 from actors.host_actors import DEDICATED, is_dedicated
 from actors.host_config import HostConfig
 from actors.host_link import HostLink, Moved
-from runtime.errors import Overloaded
+from runtime.commands import StartExecution
 from runtime.ids import HostName
 
 DEDICATED_MAX = 100
 """Hosts for single executions at once: each is a process of about 90 MB."""
+
+PLACE_SECONDS_MAX = 15.0
+"""How long a dedicated host with resources may take to get its place."""
 
 
 class Roster:
     """Lives on the gateway's loop; everything of Ray that blocks happens on threads."""
 
     def __init__(
-        self, host: HostConfig, client: ExecutionClient, gateway_id: str, *, is_joined: bool
+        self,
+        host: HostConfig,
+        client: ExecutionClient,
+        gateway_id: str,
+        places: DedicatedPlaces,
+        *,
+        is_joined: bool,
     ) -> None:
         """``host``: what each host is told, but for its name. ``is_joined``: others have hosts here too."""
         self._host = host
         self._client = client
         self._gateway_id = gateway_id
         self._is_joined = is_joined
+        self._places = places
+        self._placed: dict[HostName, DedicatedPlace] = {}
         self._opening = asyncio.Lock()
         self._unreachable_since: dict[HostName, float] = {}
         self._gone: frozenset[str] = frozenset()
@@ -51,17 +63,32 @@ class Roster:
         """Tell the client which hosts there are."""
         self._client.connect(self.links, self.open_dedicated, are_all=not self._is_joined)
 
-    async def open_dedicated(self, execution_id: str) -> HostLink:
-        """A host for this execution alone; it ends when the execution has ended."""
+    async def open_dedicated(
+        self, execution_id: str, command: StartExecution | None = None
+    ) -> HostLink | None:
+        """A host for this execution alone, which ends when the execution has ended.
+
+        None: there is no room for it now, or there are ``DEDICATED_MAX`` (see ``dedicated``).
+        """
         name = HostName(f"{DEDICATED}{execution_id}")
         async with self._opening:  # two requests for one execution must not make two links
-            link = self.links.get(name)
-            if link is None:
-                if sum(is_dedicated(known) for known in self.links) >= DEDICATED_MAX:
-                    raise Overloaded(f"{DEDICATED_MAX} dedicated executions are running", 10)
-                link = await self._add_one(name)
-                self.connect()
+            known = self.links.get(name)
+            if known is not None:
+                return known
+            if sum(is_dedicated(other) for other in self.links) >= DEDICATED_MAX:
+                return None
+            place = await self._places.find(execution_id, command)
+            if place is None:
+                return None
+            self._placed[name] = place
+            link = await self._add_one(name)
+            self.connect()
+        if command is None or place.resources is None or await _answers(link):
             return link
+        handle = self.handles[name]  # somebody else was faster and has the room now
+        self.drop(name)
+        await asyncio.to_thread(host_actors.end, handle)
+        return None
 
     async def add(self, count: int) -> None:
         """New hosts, each on the node that has the fewest for its CPUs."""
@@ -83,6 +110,7 @@ class Roster:
         """Forget a host that has ended, or that nobody will hear of again."""
         self.links.pop(name).close(Moved(f"host {name} has ended"))
         self.handles.pop(name)
+        self._placed.pop(name, None)
         self._unreachable_since.pop(name, None)
         self.connect()
 
@@ -108,10 +136,15 @@ class Roster:
         return link
 
     def _create(self, name: HostName, node: str = "") -> Any:
+        place = self._placed.get(name)
         config = msgspec.structs.replace(
-            self._host, name=name, dedicated=is_dedicated(name), log_file=self._log_file(name)
+            self._host,
+            name=name,
+            dedicated=is_dedicated(name),
+            log_file=self._log_file(name),
+            pool=self._host.pool if place is None else place.pool(self._host.pool),
         )
-        return host_actors.create(config, detached=self._is_joined, node=node)
+        return host_actors.create(config, detached=self._is_joined, node=node, place=place)
 
     def _log_file(self, name: HostName) -> str:
         """In the folder the configuration names; dedicated hosts share one, for there may be thousands."""
@@ -160,6 +193,16 @@ class Roster:
             node_is_gone=link.status is not None and link.status.node in self._gone,
             is_dedicated=is_dedicated(name),
         )
+
+
+async def _answers(link: HostLink) -> bool:
+    """Whether a new host gets its place soon."""
+    try:
+        async with asyncio.timeout(PLACE_SECONDS_MAX):
+            await link.wait_reachable()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _read_cluster() -> tuple[dict[str, ClusterNode], dict[HostName, Any]]:

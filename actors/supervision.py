@@ -20,9 +20,10 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
-from actors import adoption, cluster_overview, host_actors, messages, ray_cluster, scaling
+from actors import adoption, cluster_nodes, cluster_overview, host_actors, messages, ray_cluster, scaling
 from actors.client import ExecutionClient
-from actors.cluster_overview import ClusterOverview
+from actors.cluster_overview import ClusterOverview, HostView
+from actors.dedicated import DedicatedPlaces
 from actors.host_actors import DEDICATED, is_dedicated
 from actors.host_config import HostConfig
 from actors.host_link import Moved
@@ -76,7 +77,8 @@ class Supervisor:
         self._is_joined = bool(settings.address)
         self._on_lost = on_lost
         self._log = event_log
-        self._roster = Roster(host, client, uuid.uuid4().hex, is_joined=self._is_joined)
+        places = DedicatedPlaces(event_log)
+        self._roster = Roster(host, client, uuid.uuid4().hex, places, is_joined=self._is_joined)
         self._scaler = Scaler(settings, self._roster)
         self._idle_since: dict[HostName, float] = {}
         self._renewed_at: dict[HostName, float] = {}
@@ -104,9 +106,15 @@ class Supervisor:
     async def overview(self) -> ClusterOverview:
         """The nodes and hosts as this gateway sees them. Raises: Unavailable while the store is away."""
         held = await asyncio.to_thread(self._log.owners)
+        if not self._is_joined and self._is_up:
+            self._roster.nodes = await asyncio.to_thread(cluster_nodes.read)
         count = len(self._roster.pooled())
         bounds = self._scaler.bounds() if self._is_joined else Bounds(count, count)
         return cluster_overview.overview(self._roster, bounds, held)
+
+    def glance(self) -> tuple[HostView, ...]:
+        """The hosts, without what the log knows of them; from any thread."""
+        return cluster_overview.glance(self._roster)
 
     def drain(self, name: str) -> None:
         """Begin to end a host: it takes nothing new, gives what waits to others, and ends when all is done.
@@ -220,8 +228,10 @@ class Supervisor:
             if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
                 continue
             if is_dedicated(owner) and owner not in self._roster.links:
-                await self._roster.open_dedicated(owner.removeprefix(DEDICATED))
+                link = await self._roster.open_dedicated(owner.removeprefix(DEDICATED))
             else:
+                link = None
+            if link is None:
                 heir = scaling.heir_of(owner, living)
                 if heir is None:
                     return  # until one is made, or answers again

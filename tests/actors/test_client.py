@@ -18,6 +18,7 @@ from actors.host_link import HostLink
 from actors.messages import Delta
 from runtime import commands
 from runtime.blob_store import BlobStore
+from runtime.commands import StartExecution
 from runtime.errors import InvalidTransition, NotFound, Overloaded, Unavailable
 from runtime.event_log import Recorded
 from runtime.ids import HostName, Micros
@@ -86,7 +87,7 @@ class Gateway:
         self.client = ExecutionClient(home.log, BlobStore(f"file://{home.folder}/blobs"))
         self.client.connect(self.links, self._no_dedicated)
 
-    async def _no_dedicated(self, execution_id: str) -> HostLink:
+    async def _no_dedicated(self, execution_id: str, _: StartExecution | None) -> HostLink:
         raise Unavailable(execution_id)
 
     async def __aenter__(self) -> "Gateway":

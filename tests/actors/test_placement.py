@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,15 +12,21 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from actors import adoption, supervision
+from actors.client import ExecutionClient
+from actors.host_config import HostConfig
+from actors.ray_settings import RaySettings
 from actors.step_call import StepCall, StepOutcome, WorkerLimits
+from actors.supervision import Supervisor
 from actors.worker_pool import PoolSettings, WorkerPool
 from runtime import events
+from runtime.blob_store import BlobStore
 from runtime.errors import Overloaded
 from runtime.ids import ExecutionId, NodeId
 from runtime.placement import Resources
-from tests.actors.household import Household, cancel, run, start
+from tests.actors.household import Desk, Household, cancel, run, start, start_message, until
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 T = TypeVar("T")
 OBJECT_STORE_BYTES = 78 * 1024 * 1024
@@ -41,10 +48,14 @@ def cluster(ray_cluster: str) -> Iterator[Cluster]:
         added.append(node)
         return node
 
-    cluster.add_node = add_node
-    yield cluster
-    for node in added:
+    def remove_node(node: Any) -> None:
+        added.remove(node)
         node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+
+    cluster.add_node, cluster.remove_node = add_node, remove_node
+    yield cluster
+    for node in tuple(added):
+        remove_node(node)
 
 
 def in_pool(work: Callable[[WorkerPool], Awaitable[T]]) -> T:
@@ -202,6 +213,146 @@ def test_a_host_that_takes_over_repeats_no_report_and_a_cancellation_leaves_none
             state = await home.ended(execution_id)
             assert state.status == "cancelled"
             assert [event for event, _ in told(home, execution_id)] == ["unschedulable"]
+            home.verified()
+
+    run(scenario())
+
+
+# --- dedicated hosts ----------------------------------------------------------------------------------
+
+DEDICATED = """
+heliograph: 1
+id: {flow}
+placement: dedicated
+resources: {resources}
+nodes:
+  - {{id: ask, kind: http_request, url: "{url}/{flow}"}}
+  - {{id: where, kind: python, function: tests.actors.sample_steps:where_am_i, needs: [ask]}}
+"""
+
+
+class OwnRay(Supervisor):
+    """Finds Ray running already."""
+
+    def _start_ray(self) -> None:
+        assert ray.is_initialized()
+
+    async def end(self) -> None:
+        """With all hosts, which would otherwise live as long as the Ray of the suite."""
+        handles: list[Any] = list(self._roster.handles.values())
+        await self.close()
+        for handle in handles:
+            await asyncio.to_thread(cast(Any, ray).kill, handle)
+
+
+class Town(Household):
+    """A log, a supervisor with one pooled host, a client and a desk."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        blobs = f"file://{folder}/blobs"
+        self.client = ExecutionClient(self.log, BlobStore(blobs))
+        config = HostConfig(name="", store=self.env, blob_url=blobs, egress_allow="127.0.0.1")
+        self.supervisor = OwnRay(RaySettings(hosts=1), config, self.log, self.client)
+        self.desk = Desk()
+
+    async def begin(self, flow: str, resources: str) -> str:
+        """Start an execution of a dedicated flow that asks the desk first, and then says where it is."""
+        self.publish(DEDICATED.format(flow=flow, resources=resources, url=self.desk.url))
+        command = start_message(self, flow, placement="dedicated").command
+        await self.client.start(command)
+        return command.execution_id
+
+
+@asynccontextmanager
+async def town(folder: Path) -> AsyncGenerator[Town]:
+    async with Town(folder) as home, home.desk:
+        ready = asyncio.Event()
+        home.supervisor.open(ready.set)
+        async with asyncio.timeout(60):
+            await ready.wait()
+        try:
+            yield home
+        finally:
+            await home.supervisor.end()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rules with short bounds; the Ray of the suite is not ours to end."""
+    monkeypatch.setattr(supervision, "INSPECT_SECONDS", 0.2)
+    monkeypatch.setattr(supervision, "RENEW_SECONDS", 1.0)
+    monkeypatch.setattr(adoption, "DEDICATED_SECONDS", 20.0)
+    monkeypatch.setattr(supervision, "_shutdown_ray", lambda: None)
+
+
+def free(resource: str) -> float:
+    return float(ray.available_resources().get(resource, 0))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dedicated_host_holds_its_flows_resources_until_its_execution_ends(
+    cluster: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with town(tmp_path) as home:
+            await asyncio.to_thread(
+                cluster.add_node, num_cpus=1, num_gpus=2, resources={"oven": 2}, labels={"zone": "kitchen"}
+            )
+            await until(lambda: free("oven") == 2, "the node has joined")
+            home.desk.hold("/bake")
+            execution_id = await home.begin("bake", "{gpus: 1, custom: {oven: 2}, labels: {zone: kitchen}}")
+            await home.desk.asked("/bake")
+            assert home.state(execution_id).owner.startswith(f"execution-{execution_id}/")
+            await until(lambda: free("oven") == 0, "the host holds what its flow declares")
+            home.desk.release("/bake")
+            output = (await home.ended(execution_id)).output
+            assert output["gpus"] in ("0", "1")
+            assert output["labels"]["zone"] == "kitchen"
+            await until(lambda: free("oven") == 2, "they are given back")
+            home.verified()
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dedicated_flow_without_room_is_accepted_at_once_and_says_what_is_missing(
+    cluster: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with town(tmp_path) as home:
+            execution_id = await home.begin("lift", "{custom: {crane: 1}}")
+            await home.recorded(execution_id, "node_logged")
+            assert home.state(execution_id).owner.startswith("host-0/")
+            assert home.node(execution_id, "where").missing == ("1 crane: no node has any",)
+            other = await home.begin("walk", "{cpus: 0.5}")
+            assert (await home.ended(other)).status == "completed"
+            await asyncio.to_thread(cluster.add_node, num_cpus=1, resources={"crane": 1})
+            state = await home.ended(execution_id)
+            assert (state.status, state.error) == ("completed", None)
+            home.verified()
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_dedicated_host_comes_back_on_another_node_when_its_own_is_lost(
+    cluster: Any, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with town(tmp_path) as home:
+            node = await asyncio.to_thread(cluster.add_node, num_cpus=1, resources={"raft": 1})
+            await until(lambda: free("raft") == 1, "the node has joined")
+            home.desk.hold("/sail")
+            execution_id = await home.begin("sail", "{custom: {raft: 1}}")
+            await home.desk.asked("/sail")
+            await asyncio.to_thread(cluster.add_node, num_cpus=1, resources={"raft": 1})
+            await asyncio.to_thread(cluster.remove_node, node)
+            await home.desk.asked("/sail", 2)
+            assert home.state(execution_id).owner.startswith(f"execution-{execution_id}/")
+            home.desk.release("/sail")
+            assert (await home.ended(execution_id)).status == "completed"
+            assert home.kinds(execution_id).count("recovered") == 1
             home.verified()
 
     run(scenario())

@@ -29,6 +29,7 @@ from actors.supervision import Readiness
 from actors.worker_pool import WorkerPool
 from gateway.context import Gateway
 from runtime.blob_store import BlobStore
+from runtime.commands import StartExecution
 from runtime.errors import Unavailable
 from runtime.ids import HostName
 
@@ -127,5 +128,5 @@ async def connect_local(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     on_ready()
 
 
-async def _no_dedicated(execution_id: str) -> HostLink:
+async def _no_dedicated(execution_id: str, _: StartExecution | None) -> HostLink:
     raise Unavailable(f"no place of its own for {execution_id} without Ray")
