@@ -260,6 +260,58 @@ def test_waiting_works_without_a_place_for_a_stream(perform: Stage) -> None:
     assert perform(lambda client: client.execution(ID).result(), script) == 7
 
 
+# --- downloads ------------------------------------------------------------------------------------------
+
+ENDED = {
+    "execution_id": ID,
+    "flow_id": "hello",
+    "flow_version": "1",
+    "status": "completed",
+    "created_at": "2026-01-31T12:00:00Z",
+}
+DATASET = {"dataset": 1, "items": 4, "failed": 1, "format": "jsonl", "parts": {"sha256": "a" * 64, "size": 1}}
+
+
+def test_a_broken_download_of_a_data_set_goes_on_where_it_broke(perform: Stage) -> None:
+    script, asked = scripted(
+        httpx.Response(200, json={**ENDED, "output": {"rows": DATASET}}),
+        breaking(b'{"n": 1}\nnull\n{"n"'),
+        httpx.ConnectError("refused"),
+        httpx.Response(200, content=b'{"n": 3}\n{"n": 4}\n'),
+    )
+
+    async def read_async(client: Any) -> Any:
+        result = await client.execution(ID).result(1)
+        return [row async for row in result["rows"]]
+
+    def read(client: Any) -> Any:
+        if isinstance(client, AsyncClient):
+            return read_async(client)
+        return list(client.execution(ID).result(1)["rows"])
+
+    assert perform(read, script) == [{"n": 1}, None, {"n": 3}, {"n": 4}]
+    assert [dict(request.url.params) for request in asked[1:]] == [
+        {"at": "/rows"},
+        {"at": "/rows", "after": "2"},
+        {"at": "/rows", "after": "2"},
+    ]
+
+
+def test_an_output_too_large_to_be_shown_is_fetched(perform: Stage) -> None:
+    kept = {"sha256": "a" * 64, "size": 20_000_000, "media_type": "application/json"}
+    script, asked = scripted(
+        httpx.Response(200, json={**ENDED, "output": {"blob": kept}}), httpx.Response(200, json=["large"])
+    )
+    assert perform(lambda client: client.execution(ID).result(1), script) == ["large"]
+    assert asked[1].url.path.endswith("/output")
+
+
+def test_what_looks_like_a_reference_and_is_none_stays(perform: Stage) -> None:
+    output = {"a": {"$blob": "x"}, "b": {"blob": {"size": 1}}, "c/d~": [{"dataset": 2}]}
+    script, _ = scripted(httpx.Response(200, json={**ENDED, "output": output}))
+    assert perform(lambda client: client.execution(ID).result(1), script) == output
+
+
 def test_a_request_is_described_without_sending_it() -> None:
     call = start("a/b", {}, "k")
     assert call.path == "/v1/executions/a%2Fb/async"

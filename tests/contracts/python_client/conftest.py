@@ -23,6 +23,21 @@ FLOWS = (
     flow("py-waiting", {"id": "ask", "kind": "wait_for_signal", "signal": "go"}),
     flow("py-short", {"id": "ask", "kind": "wait_for_signal", "signal": "go"}, timeout_seconds=0.05),
     flow("py-large", {"id": "big", "kind": "template", "template": "{{ 'x' * 900000 }}"}),
+    flow(
+        "py-wide",
+        {
+            "id": "wide",
+            "kind": "map",
+            "over": "inputs.items",
+            "chunk": {"size": 10},
+            "each": {"kind": "select", "value": {"n": "${item}", "place": "${index}"}},
+        },
+        {
+            "id": "told",
+            "kind": "select",
+            "value": {"all": "${nodes.wide}", "count": "${length(inputs.items)}"},
+        },
+    ),
 )
 
 
