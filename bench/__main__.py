@@ -30,6 +30,7 @@ from bench.processes import Outlived, adopt_orphans
 from bench.report import Figure
 from bench.server import ServerFault, StoreKind
 from bench.waiting import waiting
+from bench.wide_map import wide_map
 from runtime.errors import DomainError
 
 Measure = Callable[[StoreKind], Awaitable[list[Figure]]]
@@ -43,6 +44,7 @@ FIGURES: dict[str, Measure] = {
     "sse_fanout": fan_out,
     "idle": idle,
     "batch": batch,
+    "wide_map": wide_map,
     "agents": agents.agents,
     "agents_idle": agents.conversations,
     "agents_kill": agents.agents_kill,

@@ -68,12 +68,30 @@ SLEEP_THEN_FUNCTION: dict[str, Any] = {
     ],
 }
 
+WIDE: dict[str, Any] = {
+    "heliograph": 1,
+    "id": "wide",
+    "nodes": [
+        {
+            "id": "each",
+            "kind": "map",
+            "source": "${inputs.source}",
+            "each": {
+                "kind": "python",
+                "function": "bench.steps:toil",
+                "with": {"item": "${item}", "rounds": "${inputs.rounds}"},
+            },
+        },
+    ],
+}
+
 PUBLISHED = (
     THREE_TEMPLATES,
     THREE_FUNCTIONS,
     WAIT_THEN_TEMPLATE,
     WAIT_THEN_CHAIN,
     SLEEP_THEN_FUNCTION,
+    WIDE,
     AGENT_RUN,
 )
 """What every measured installation has."""

@@ -175,6 +175,18 @@ def pss_by_role(moment: Sample) -> dict[str, int]:
     return by_role
 
 
+def rss_by_role(moment: Sample) -> dict[str, int]:
+    """Resident memory in bytes, pages shared with others included."""
+    by_role: dict[str, int] = {}
+    for pid, role in moment.roles.items():
+        try:
+            pages = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+        except OSError:
+            continue  # ended meanwhile
+        by_role[role] = by_role.get(role, 0) + pages * os.sysconf("SC_PAGESIZE")
+    return by_role
+
+
 def _pss(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
