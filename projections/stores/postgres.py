@@ -7,6 +7,7 @@ poll, and are woken in-process (NOTIFY takes a lock of the whole server at each 
 goes out at once, so the lock is held for its statements and its commit, and for no way to us and back.
 """
 
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +18,7 @@ from eventsourcing import persistence
 from eventsourcing import postgres as library
 from eventsourcing.persistence import StoredEvent, Tracking
 from eventsourcing.utils import Environment, EnvType
+from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, tuple_row
 from psycopg.sql import SQL, Identifier
 
@@ -53,10 +55,27 @@ _INSERT = SQL(
 _LOCK = SQL("LOCK TABLE ONLY stored_events IN EXCLUSIVE MODE")
 
 
+_UNENDED = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
 @lru_cache(maxsize=512)
 def _translated(sql: str) -> bytes:
     """psycopg's placeholders for our ``?``; no statement here has either sign in a literal."""
     return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+@lru_cache(maxsize=64)
+def _placed(upsert: str) -> bytes:
+    """The upsert of an inline model whose rows say how far before the group's last event theirs stands.
+
+    The group's positions are contiguous, and end with the last one this session drew.
+    """
+    head, values, tail = re.split(r"(?<=VALUES \()([?, ]+)(?=\))", upsert, maxsplit=1)
+    names = [name.strip() for name in head[head.index("(") + 1 : head.index(")")].split(",")]
+    marks = values.split(", ")
+    if "position" in names:
+        marks[names.index("position")] = "currval('stored_events_notification_id_seq') + ?"
+    return _translated(head + ", ".join(marks) + tail)
 
 
 class Writing:
@@ -171,31 +190,48 @@ class Recorder(Queries, library.PostgresApplicationRecorder):
         """As the library's, without its blind retry: ``EventLog`` must see an ambiguous commit."""
         if not stored_events:
             return []
+        behind_last = range(1 - len(stored_events), 1)
+        upserts = inline.upserts(kwargs.get("inline", ()), behind_last)
         refused: psycopg.IntegrityError | None = None
         positions: list[int] = []
-        # Pipelined: begin, lock and insert go out together, then the rows and the commit.
-        with self.datastore.get_connection() as connection, connection.pipeline():
+        with self.datastore.get_connection() as connection:
             try:
-                with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-                    cursor.execute(_LOCK)
-                    cursor.execute(
-                        _INSERT,
-                        (
-                            [s.originator_id for s in stored_events],
-                            [s.originator_version for s in stored_events],
-                            [s.topic for s in stored_events],
-                            [s.state for s in stored_events],
-                        ),
-                        binary=True,
-                    )
-                    positions = [position for (position,) in cursor.fetchall()]
-                    for statement, rows in inline.upserts(kwargs.get("inline", ()), positions):
-                        cursor.executemany(_translated(statement), rows)
+                with connection.cursor(row_factory=tuple_row) as inserted:
+                    with connection.pipeline(), connection.transaction():
+                        self._send(connection, inserted, stored_events, upserts)
+                    positions = [position for (position,) in inserted.fetchall()]
             except psycopg.IntegrityError as error:
-                refused = error  # raised once the pipeline is closed, or psycopg warns about it
+                refused = error
+            finally:
+                # With what was refused, everything behind it was skipped, the commit and a rollback too.
+                if connection.info.transaction_status in _UNENDED:
+                    connection.rollback()
         if refused is not None:
             raise persistence.IntegrityError(str(refused)) from refused
         return positions
+
+    def _send(
+        self,
+        connection: psycopg.Connection[DictRow],
+        inserted: psycopg.Cursor[tuple[Any, ...]],
+        stored_events: Sequence[StoredEvent],
+        upserts: Sequence[tuple[str, Sequence[tuple[Any, ...]]]],
+    ) -> None:
+        """All statements of a group; the server answers the pipeline at its end."""
+        connection.execute(_LOCK)
+        inserted.execute(
+            _INSERT,
+            (
+                [s.originator_id for s in stored_events],
+                [s.originator_version for s in stored_events],
+                [s.topic for s in stored_events],
+                [s.state for s in stored_events],
+            ),
+            binary=True,
+        )
+        with connection.cursor() as cursor:
+            for statement, rows in upserts:
+                cursor.executemany(_placed(statement), rows)
 
     def query(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         return self.datastore.query(sql, params)
