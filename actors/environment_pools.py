@@ -85,4 +85,4 @@ class EnvironmentPools:
         async def prepare() -> dict[str, Any]:
             return await self._environments.runtime_env(code)
 
-        return _Place(WorkerPool(self._settings, prepare=prepare))
+        return _Place(WorkerPool(self._settings, prepare=prepare, objects=self._shared.objects))

@@ -97,7 +97,9 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
     ``output_bytes_max``: larger outputs go to the blob store. ``log_bytes_max``: kept of each of stdout,
     stderr and log records. ``memory_max_mb``: what user code may allocate before it gets MemoryError.
     ``resident_max_mb``: a worker found larger than this after a batch is replaced.
-    ``grace_seconds``: between asking a step to stop and killing its process.
+    ``object_cache_bytes_max``: large values kept in Ray's object store for their next readers.
+    ``grace_seconds``: between asking a step to stop and killing its process. ``devices``: environment
+    variables that say which GPUs and the like it may use, when that is not for Ray to say.
     """
 
     output_bytes_max: int = 32 * KIB
@@ -107,18 +109,28 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
     threads_left_max: int = 32
     grace_seconds: float = 5.0
     blob_url: str = ""
+    object_cache_bytes_max: int = 48 * MIB
+    devices: Mapping[str, str] = {}
+
+
+class HeldValue(msgspec.Struct, frozen=True):
+    """A large value whose bytes the worker has at hand. ``size`` in bytes."""
+
+    sha256: str
+    size: int
 
 
 class BatchReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Outcomes in the order of the calls, from the first one not reported before.
 
     ``split``: the batch was cut after the call that runs now; those behind it will not begin.
-    ``retire``: why the worker should be replaced; empty = go on.
+    ``retire``: why the worker should be replaced; empty = go on. ``held``: values it can hand over.
     """
 
     outcomes: tuple[StepOutcome, ...] = ()
     split: bool = False
     retire: str = ""
+    held: tuple[HeldValue, ...] = ()
 
 
 class WorkerAddress(msgspec.Struct, frozen=True, kw_only=True):

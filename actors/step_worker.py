@@ -16,7 +16,7 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ import ray
 
 from actors import step_call
 from actors.crash_report import leave_last_words
+from actors.object_cache import HeldValues
 from actors.step_call import MIB, BatchReply, BlobStore, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_capture import StepCapture
 from actors.step_context import StepContext
@@ -51,6 +52,8 @@ class StepWorker:
     def __init__(self, limits: bytes, *, own_process: bool = True, blobs: BlobStore | None = None) -> None:
         self._limits = msgspec.json.decode(limits, type=WorkerLimits)
         self._blobs = blobs
+        # A process that Ray uses for something else afterwards can't be asked for what it holds.
+        self._values = HeldValues(self._limits.object_cache_bytes_max if own_process else 0)
         self._coroutines = AsyncSteps()
         self._capture = StepCapture(self._limits.log_bytes_max, own_process=own_process)
         host, pid = socket.gethostname(), os.getpid()
@@ -69,6 +72,7 @@ class StepWorker:
         if own_process:
             for name in NOT_FOR_FUNCTIONS:
                 os.environ.pop(name, None)
+            os.environ.update(self._limits.devices)
             allow_memory(self._limits.memory_max_mb)
             self._address = msgspec.structs.replace(self._address, stderr_path=leave_last_words())
         self._capture.install()
@@ -77,8 +81,12 @@ class StepWorker:
         """Where this worker is, once it can take calls."""
         return step_call.encode(self._address)
 
-    def run(self, batch: int, calls: bytes) -> bytes:
-        """Run the calls one after another and report those that no ``split`` has reported."""
+    def run(self, batch: int, calls: bytes, objects: Mapping[str, Any] | None = None) -> bytes:
+        """Run the calls one after another and report those that no ``split`` has reported.
+
+        ``objects``: Ray's references of large values the calls mention, by hash.
+        """
+        self._values.begin(objects or {})
         with self._lock:
             self._batch = batch
             self._calls = step_call.decode_calls(calls)
@@ -92,9 +100,14 @@ class StepWorker:
                 self._outcomes.append(outcome)
         with self._lock:
             self._batch = 0
-            reply = BatchReply(outcomes=tuple(self._outcomes), retire=self._retirement())
+            held = self._values.end()
+            reply = BatchReply(outcomes=tuple(self._outcomes), retire=self._retirement(), held=held)
             self._outcomes = []
         return step_call.encode(reply)
+
+    def hand_over(self, sha256: str) -> bytes:
+        """A value that a reply has told of; Ray keeps the answer for its next readers."""
+        return self._values.hand_over(sha256)
 
     def _next(self, done: int) -> StepCall | None:
         with self._lock:
@@ -104,7 +117,7 @@ class StepWorker:
                 return None
             self._begun += 1
             call = self._calls[done]
-            self._context = StepContext(call, self._open_blobs)
+            self._context = StepContext(call, self._open_blobs, self._values)
             if self._interrupted == self._batch:  # the request to stop was faster than the batch
                 self._context.cancel()
             return call

@@ -28,6 +28,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ from actors.crash_report import (
     wait_until_gone,
 )
 from actors.environments import EnvironmentFailed, Environments
+from actors.object_cache import ObjectCache
 from actors.resource_tasks import ResourceTasks, Tell, timed_out
 from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorkerActor
@@ -65,7 +67,8 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``workers_max`` 0 = the CPUs this process may use. ``queue_max``: calls waiting for a worker; beyond
     it ``Overloaded``. ``short_micros``: a function is batched below this running average, as many calls as
     make ``batch_micros_max`` together, never more than ``batch_calls_max``. ``growth_seconds``: how long
-    the oldest call waits before another worker is started for it.
+    the oldest call waits before another worker is started for it. ``beside_host``: workers are on the host's
+    node or nowhere, for it holds what they use.
     """
 
     workers_max: int = 0
@@ -79,6 +82,7 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     short_micros: int = 3_000
     split_seconds: float = 0.25
     limits: WorkerLimits = WorkerLimits()
+    beside_host: bool = False
 
 
 class _Pending:
@@ -137,7 +141,8 @@ class WorkerPool:
     """Pooled workers and Ray tasks behind one ``run``; lives on one event loop.
 
     ``prepare`` gives Ray's ``runtime_env`` of the workers, all of whose calls are then of that environment.
-    ``environments``: for tasks, each of which may have an environment of its own.
+    ``environments``: for tasks, each of which may have an environment of its own. ``objects``: large values
+    at hand, by default the pool's own.
     """
 
     def __init__(
@@ -145,12 +150,16 @@ class WorkerPool:
         settings: PoolSettings | None = None,
         prepare: Callable[[], Awaitable[dict[str, Any]]] | None = None,
         environments: Environments | None = None,
+        objects: ObjectCache | None = None,
     ) -> None:
         self._settings = settings or PoolSettings()
+        self.objects = objects or ObjectCache(self._settings.limits.object_cache_bytes_max)
         self._prepare = prepare
         self._workers_max = self._settings.workers_max or len(os.sched_getaffinity(0))
         self._limits = step_call.encode(self._settings.limits)
-        self._tasks = ResourceTasks(self._settings.limits, self._settings.tasks_max, environments)
+        self._tasks = ResourceTasks(
+            self._settings.limits, self._settings.tasks_max, environments, self.objects
+        )
         self._queue: deque[_Pending] = deque()
         self._waiting = 0
         self._durations = Durations()
@@ -227,6 +236,7 @@ class WorkerPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._tasks.close()
+        self.objects.clear()
 
     @staticmethod
     def _refuse(pending: _Pending) -> None:
@@ -352,7 +362,8 @@ class WorkerPool:
         try:
             runtime_env = await self._prepare() if self._prepare is not None else None
             # Registering an actor asks Ray's control service and may block, hence the thread.
-            actor = await asyncio.to_thread(_create_actor, self._limits, runtime_env)
+            create = partial(_create_actor, self._limits, runtime_env, soft=not self._settings.beside_host)
+            actor = await asyncio.to_thread(create)
             async with asyncio.timeout(self._settings.start_seconds_max):
                 address = step_call.decode_address(await _send(actor.ready))
         except EnvironmentFailed as error:
@@ -443,7 +454,7 @@ class WorkerPool:
         number = next(self._batches)
         began = asyncio.get_running_loop().time()
         calls = b"[" + b",".join([pending.encoded for pending in batch]) + b"]"
-        reply = _send(worker.actor.run, number, calls)
+        reply = _send(worker.actor.run, number, calls, self.objects.mentioned(calls))
         retire = ""
         try:
             if len(batch) > 1:
@@ -451,7 +462,9 @@ class WorkerPool:
             if len(batch) == 1 and not await self._within_time(batch[0], reply, began):
                 retire = await self._stop(worker, number, batch[0], reply)
             else:
-                retire = self._settle(batch, step_call.decode_reply(await reply))
+                told = step_call.decode_reply(await reply)
+                self.objects.take(told.held, worker.actor)
+                retire = self._settle(batch, told)
         except RayError as error:
             await self._discard(worker)
             if len(batch) == 1:
@@ -538,8 +551,8 @@ class WorkerPool:
         return reply.retire
 
 
-def _create_actor(limits: bytes, runtime_env: dict[str, Any] | None) -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+def _create_actor(limits: bytes, runtime_env: dict[str, Any] | None, *, soft: bool) -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
     actor: Any = StepWorkerActor.options(
         num_cpus=0,
         max_restarts=0,
