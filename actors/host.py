@@ -16,6 +16,7 @@ A plain class, tested without Ray; ``ExecutionHost`` is the one line that makes 
 """
 
 import asyncio
+import os
 import random
 import time
 import uuid
@@ -36,16 +37,18 @@ from actors.environment_pools import EnvironmentPools
 from actors.environments import Environments
 from actors.execution_actor import ExecutionActor
 from actors.host_config import HostConfig
-from actors.map_run import MapRun
-from actors.messages import Answer, HostStatus, Message, Refusal, Reply, Send, Start
+from actors.host_vitals import Vitals
+from actors.leaving import Leaving
+from actors.maps import Maps
+from actors.messages import Answer, Message, Refusal, Reply, Send, Start
 from actors.performer import Attempt, Performer
 from actors.placement_reports import PlacementReports
 from actors.plans import Plans
 from actors.queue_line import queue_of, ticket_of
 from actors.queue_reads import QueueReads, refuse_waiting_for_itself
 from actors.recovery import Recovery
-from actors.repeats import first_answer, is_repeated_cancel
-from actors.revival import Revival, read_back
+from actors.repeats import answer_again, is_repeated_cancel
+from actors.revival import Revival, is_due
 from actors.source_files import SourceAccess
 from actors.step_call import StepOutcome
 from actors.structured_logs import configure_host
@@ -68,7 +71,7 @@ from runtime.errors import (
 from runtime.event_log import Append, Chain, EventLog
 from runtime.events import BlobRef, Json
 from runtime.ids import SECOND, FlowId, FlowVersion, HostName, Micros, NodeId, TenantId
-from runtime.plan import Action, CallTool, MapOver, Plan, RunAgent, Step
+from runtime.plan import Action, CallTool, MapOver, Plan, RunAgent, Step, WideMap
 from runtime.queue_keys import placed
 from runtime.state import ExecutionState, NodeState
 
@@ -95,7 +98,7 @@ class Host:
         self.incarnation = uuid.uuid4().hex[:8]
         self.owner = f"{self.config.name}/{self.incarnation}"
         self._files_root = Path(self.config.files_root).resolve() if self.config.files_root else None
-        self._log = open_log(self.config.store)
+        self._log = open_log(self.config.log_env)
         self._plans = Plans(self._log)
         self._watchers = Watchers(self.incarnation)
         self._actors: dict[str, ExecutionActor] = {}
@@ -109,7 +112,9 @@ class Host:
         self._recovery = Recovery(self._log, HostName(self.config.name), self._wake_ups, self)
         self._children = Children(self._log, self._plans, self)
         self._revival = Revival(self._log, self._plans, self._recovery, self)
-        self._reports = PlacementReports()
+        self._reports = PlacementReports(self._admission)
+        self._leaving = Leaving(self._actors, self)
+        self._vitals = Vitals(self.config.running_max)
         self._background: set[asyncio.Task[None]] = set()
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None
@@ -136,14 +141,15 @@ class Host:
 
     async def status(self) -> bytes:
         await self._start()
-        status = HostStatus(
-            incarnation=self.incarnation,
-            state="running" if self._state == "running" else "recovering",
-            in_memory=len(self._actors),
-            queued=self._admission.short_of_places,
-            admitted=self._admission.admitted,
-        )
+        state = "draining" if self._leaving.is_on else self._state
+        status = self._vitals.status(state, self.incarnation, len(self._actors), self._admission)
         return messages.encode(status)
+
+    async def drain(self, seconds: float) -> bytes:
+        """Begin to leave (see ``leaving``), or go on; the ids of executions that are still here."""
+        await self._start()
+        self._leaving.begin(seconds)
+        return messages.encode([*self._actors, *self._activations])
 
     async def close(self) -> None:
         """Write what is decided, forget the rest: the log has all that is needed to go on."""
@@ -174,11 +180,10 @@ class Host:
         self._started = loop.create_future()
         self._started.set_result(None)
         self._writer = GroupCommitWriter(self._log, loop, self._watchers.publish)
-        # Workers open and store payloads where the host does.
-        limits = msgspec.structs.replace(self.config.pool.limits, blob_url=self.config.blob_url)
         blobs = BlobStore(self.config.blob_url)
+        pool = EnvironmentPools(self.config.worker_pool(os.environ), Environments(blobs))
         self._performer = Performer(
-            EnvironmentPools(msgspec.structs.replace(self.config.pool, limits=limits), Environments(blobs)),
+            pool,
             blobs,
             VettedClientFactory(self.config.egress_allow),
             SourceAccess(
@@ -189,6 +194,7 @@ class Host:
             ),
             self.owner,
         )
+        self._maps = Maps(self.config, self, self._performer, pool, blobs, self._reports)
         self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
         self.spawn(self._recover())
 
@@ -196,14 +202,17 @@ class Host:
         await self._recovery.take_over(HostName(self.config.name))
         log.info("recovered", host=self.owner, in_memory=len(self._actors), queued=self._admission.queued)
         self._state = "running"
+        if self._leaving.is_on:
+            return
         self._admission.open()
         self._agents.prepare()
         await self._wake_ups.look()
         await self._recovery.look_at_waiting()
 
-    async def _adopt(self, owner: HostName) -> None:
-        await self._recovery.take_over(owner)
-        await self._wake_ups.look()
+    async def _adopt(self, owner: HostName, held: tuple[str, ...]) -> None:
+        if not self._leaving.is_on:
+            await self._recovery.take_over(owner, frozenset(held))
+            await self._wake_ups.look()
 
     async def bring_back(self, execution_id: str) -> None:
         """Begin to read an execution back; waits only for a permit to do so."""
@@ -211,14 +220,7 @@ class Host:
 
     async def is_due(self, execution_id: str) -> bool:
         """Whether a passivated execution has something to do that no timer or message will bring."""
-        state, _ = await read_back(self._log, execution_id)
-        if state is None or state.is_closed:
-            return False
-        plan = await self._plans.plan(
-            TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
-        )
-        due = scheduling.due_nodes(state, plan, self.now())
-        return due is not scheduling.NOTHING or scheduling.is_finished(state)
+        return await is_due(self._log, self._plans, execution_id, self.now())
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do ``work`` in the background until it is done or the host closes."""
@@ -252,7 +254,7 @@ class Host:
                 self._watchers.unwatch(message.gateway_id, message.execution_ids)
                 return Reply()
             case messages.Adopt():
-                self.spawn(self._adopt(HostName(message.owner)))
+                self.spawn(self._adopt(HostName(message.owner), message.held))
                 return Reply()
 
     async def _settled(self, answer: Awaitable[Answer]) -> Answer:
@@ -268,6 +270,8 @@ class Host:
         actor = self._actors.get(command.execution_id)
         if actor is not None:
             return self._accepted(actor)
+        if self._leaving.is_on:
+            return Refusal("Conflict", (command.execution_id, 1))  # another host takes it
         if self._is_full(command):
             return messages.refusal_of(FULL)
         plan = self._plans.known(
@@ -337,7 +341,7 @@ class Host:
 
     async def deliver_here(self, message: Send) -> Answer:
         """Hand ``message`` to its execution, wherever that lived before."""
-        return await self._settled(self._find_and_send(message))
+        return await self._settled(self._find_and_send(message, is_ours=True))
 
     async def _once_durable(self, actor: ExecutionActor, reply: Reply) -> Answer:
         try:
@@ -346,15 +350,15 @@ class Host:
             return Refusal("Unavailable", ("the runtime failed; see the server's log",))
         return reply
 
-    async def _find_and_send(self, message: Send) -> Answer:
+    async def _find_and_send(self, message: Send, *, is_ours: bool = False) -> Answer:
         for _ in range(ACTIVATIONS_MAX):
             try:
-                actor = await self._activate(message.execution_id)
+                actor = await self._activate(message.execution_id, is_ours=is_ours)
             except InvalidTransition:
-                return await self._answer_again(message)
+                return await answer_again(self._log, self._plans, message)
             if is_repeated_cancel(actor.state, message.command):
                 await actor.durable()
-                return await self._answer_again(message)
+                return await answer_again(self._log, self._plans, message)
             if actor.is_stopped:
                 continue  # it left memory between its activation and now
             try:
@@ -363,34 +367,20 @@ class Host:
                 self.changed(actor)
         return Refusal("Unavailable", ("the execution is being recovered; send it again",))
 
-    async def _answer_again(self, message: Send) -> Answer:
-        """The answer to a message for an execution that ended, or to a cancel that was accepted before."""
-        recorded = await asyncio.to_thread(self._log.read, message.execution_id)
-        state = execution.fold(event.event() for event in recorded)
-        if state is None:
-            raise NotFound("execution not found")
-        command = message.command
-        if is_repeated_cancel(state, command):
-            return first_answer(recorded, command.cause)
-        plan = await self._plans.plan(
-            TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
-        )
-        execution.decide(state, plan, command)  # refuses, unless it repeats what was recorded
-        return Reply(previous_status=state.status, version=state.version)
-
     # --- activation, admission, passivation -------------------------------------------------------------
 
-    async def _activate(self, execution_id: str) -> ExecutionActor:
+    async def _activate(self, execution_id: str, *, is_ours: bool = False) -> ExecutionActor:
         """The actor of an open execution, read back from the log if it isn't in memory.
 
-        Raises: NotFound, InvalidTransition when it has ended, Diverged, Unavailable.
+        ``is_ours``: also while the host is leaving, which otherwise takes nothing back.
+        Raises: NotFound, InvalidTransition when it has ended, Conflict while leaving, Diverged, Unavailable.
         """
         actor = self._actors.get(execution_id)
         if actor is not None:
             return actor
         activation = self._activations.get(execution_id)
         if activation is None:
-            activation = asyncio.get_running_loop().create_task(self._load(execution_id))
+            activation = asyncio.get_running_loop().create_task(self._load(execution_id, is_ours))
             self._activations[execution_id] = activation
             activation.add_done_callback(lambda done: self._activated(execution_id, done))
         return await asyncio.shield(activation)
@@ -412,7 +402,7 @@ class Host:
         actor = self._actors.get(execution_id)
         return None if actor is None else actor.state
 
-    async def _load(self, execution_id: str) -> ExecutionActor:
+    async def _load(self, execution_id: str, is_ours: bool) -> ExecutionActor:
         recorded = await asyncio.to_thread(self._log.read, execution_id)
         if not recorded:
             raise NotFound("execution not found")
@@ -421,6 +411,8 @@ class Host:
             raise Diverged(f"{execution_id}: empty history")
         if state.is_closed:
             raise InvalidTransition(f"the execution is already {state.status}")
+        if self._leaving.is_on and not is_ours:
+            raise Conflict(execution_id, state.version)
         plan = await self._plans.plan(
             TenantId(state.tenant), FlowId(state.flow_id), FlowVersion(state.flow_version)
         )
@@ -481,18 +473,33 @@ class Host:
             if state.error is not None:
                 about = {"execution": state.execution_id, "node": state.failed_node}
                 log.warning("execution failed", error=state.error.type, **about)
+        elif self._leaving.takes(actor):
+            self.give_up(actor)
+            self._children.look_at(state.execution_id)
         elif scheduling.is_idle(state) and not actor.is_busy:
             wake_at = scheduling.wake_at(state)
             if wake_at is None or wake_at - self.now() > PASSIVATE_AFTER_SECONDS * SECOND:
-                actor.stop()
-                self._remove(actor)
+                self.give_up(actor)
                 if wake_at is not None:
                     self._wake_ups.by(wake_at)
+
+    def give_up(self, actor: ExecutionActor) -> None:
+        """Forget it; the log has what is needed to go on, here or elsewhere."""
+        actor.stop()
+        self._remove(actor)
+
+    def end_intake(self) -> None:
+        self._admission.close()
+        self._wake_ups.close()
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._leaving.is_on
 
     def ended(self, execution_id: str) -> None:
         """The execution has durably ended."""
         self._revival.forget(execution_id)
-        self._children.ended(execution_id)
+        self._children.look_at(execution_id)
         if self.config.dedicated and not self._actors and self._state != "closed":
             # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
             self._state = "leaving"
@@ -537,9 +544,11 @@ class Host:
 
     # --- effects ------------------------------------------------------------------------------------------
 
-    async def perform(self, actor: ExecutionActor, step: Step, attempt: int, action: Action) -> StepOutcome:
-        if isinstance(action, MapOver):
-            return await MapRun(actor, self, step, attempt, action).run()
+    async def perform(
+        self, actor: ExecutionActor, step: Step, attempt: int, action: Action
+    ) -> StepOutcome | None:
+        if isinstance(action, MapOver | WideMap):
+            return await self._maps.run(actor, step, attempt, action)
         return await self.perform_item(
             actor,
             action,
@@ -549,14 +558,17 @@ class Host:
                 attempt=attempt,
                 key=actor.idempotency_key(step.node_id, attempt),
                 timeout_seconds=step.timeout_seconds,
-                resources=step.resources or (actor.plan.resources if self.config.dedicated else None),
+                resources=step.resources,
                 files=actor.state.files,
             ),
         )
 
     async def perform_item(self, actor: ExecutionActor, action: Action, attempt: Attempt) -> StepOutcome:
-        if actor.plan.code is not None:
-            attempt = msgspec.structs.replace(attempt, code=actor.plan.code)
+        plan = actor.plan
+        if plan.code is not None or plan.resources is not None:
+            # A dedicated host holds the flow's resources itself, for whatever names none of its own.
+            resources = attempt.resources or (None if self.config.dedicated else plan.resources)
+            attempt = msgspec.structs.replace(attempt, code=plan.code, resources=resources)
         if isinstance(action, RunAgent | CallTool):
             return await self._agents.run(actor, action, attempt)
         tell = None

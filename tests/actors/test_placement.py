@@ -218,6 +218,27 @@ def test_a_host_that_takes_over_repeats_no_report_and_a_cancellation_leaves_none
     run(scenario())
 
 
+def test_an_execution_that_can_not_be_placed_keeps_no_other_from_beginning(
+    cluster: Any, tmp_path: Path
+) -> None:
+    plain = "{heliograph: 1, id: plain, nodes: [{id: a, kind: template, template: done}]}"
+
+    async def scenario() -> None:
+        async with Household(tmp_path) as home:
+            host = home.host(running_max=1)
+            waiting = await start(home, host, home.publish(LATE.replace("tape", "cow")))
+            await home.recorded(waiting, "node_logged")
+            assert (await home.ended(await start(home, host, home.publish(plain)))).output == "done"
+            await asyncio.to_thread(cluster.add_node, num_cpus=1, num_gpus=1, resources={"cow": 1})
+            await home.recorded(waiting, "node_logged", 2)
+            assert host.places_taken() == 1
+            assert (await home.ended(waiting)).status == "completed"
+            await until(lambda: host.places_taken() == 0, "its place is free")
+            home.verified()
+
+    run(scenario())
+
+
 # --- dedicated hosts ----------------------------------------------------------------------------------
 
 DEDICATED = """
