@@ -29,7 +29,7 @@ from runtime.state import ExecutionState, NodeState
 log = structlog.get_logger(__name__)
 
 RECHECK_SECONDS = 30.0
-"""A parent that hears nothing looks into its child's log this often: the child may live elsewhere."""
+"""A parent that hears nothing looks into its child's log this often."""
 
 DEPTH_MAX = 20
 """Flows inside flows; a deeper child fails its node, so a flow that runs itself comes to an end."""
@@ -37,8 +37,14 @@ DEPTH_MAX = 20
 CANCEL_TRIES_MAX = 5
 
 
+ELSEWHERE_SECONDS = 2.0
+"""The same for a child that another host took over: nobody here hears of it."""
+
+
 class Home(Protocol):
     """What child flows need of their host."""
+
+    owner: str
 
     def now(self) -> Micros: ...
     def state_of(self, execution_id: str) -> ExecutionState | None: ...
@@ -83,8 +89,8 @@ class Children:
         self._home = home
         self._waiting: dict[str, list[asyncio.Event]] = {}
 
-    def ended(self, execution_id: str) -> None:
-        """An execution of this host has durably ended: whoever waits for it looks at its log."""
+    def look_at(self, execution_id: str) -> None:
+        """An execution of this host has ended durably, or leaves it: whoever waits for it looks at its log."""
         for news in self._waiting.get(execution_id, ()):
             news.set()
 
@@ -115,20 +121,30 @@ class Children:
         self, parent: ExecutionState, node_id: NodeId, node: NodeState, news: asyncio.Event
     ) -> ExecutionState:
         state: ExecutionState | None = None
+
+        def is_ours(child: ExecutionState) -> bool:
+            """Whoever has it runs it; one that is lost is adopted by another, and not by its parent."""
+            return child.owner.partition("/")[0] == self._home.owner.partition("/")[0]
+
         while True:
             news.clear()
+            pause = RECHECK_SECONDS
             state = await self._read(node.child_id, state)
             if state is None:
                 await self._start(parent, node_id, node)
             elif state.is_closed:
                 return state
+            elif not is_ours(state):
+                pause = ELSEWHERE_SECONDS
             elif self._home.state_of(node.child_id) is None and state.status != "waiting":
                 try:
                     await until_available(lambda: self._home.bring_here(node.child_id), "activate a child")
                 except InvalidTransition:
                     continue  # it ended between the two reads
+                except Conflict:
+                    pause = ELSEWHERE_SECONDS  # this host is leaving, and another one will have it soon
             try:
-                await asyncio.wait_for(news.wait(), RECHECK_SECONDS)
+                await asyncio.wait_for(news.wait(), pause)
             except TimeoutError:
                 log.debug("looking for the end of a child", execution=node.child_id)
 

@@ -34,6 +34,9 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     ray = RaySettings(
         address=settings.ray_address,
         hosts=settings.hosts,
+        hosts_min=settings.hosts_min,
+        hosts_max=settings.hosts_max,
+        drain_seconds=settings.drain_seconds,
         cpus=settings.cpus,
         temp_dir=settings.ray_temp_dir,
         app_dir=settings.app_dir,
@@ -65,6 +68,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
             files_root=settings.files_root,
             egress_allow=",".join(settings.http_allow),
             sources_allow=settings.sources_allow,
+            joined=bool(settings.ray_address),
             pool=PoolSettings(
                 workers_max=settings.workers_max,
                 limits=WorkerLimits(
@@ -93,4 +97,4 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     )
     supervisor.open(on_ready, ray_start)
     gateway.client = client
-    gateway.runtime = supervisor
+    gateway.runtime = gateway.cluster = supervisor
