@@ -74,6 +74,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
                 limits=WorkerLimits(
                     memory_max_mb=settings.worker_memory_max_mb,
                     grace_seconds=GRACE_SECONDS,
+                    object_cache_bytes_max=settings.object_cache_bytes_max,
                 ),
             ),
             agents=AgentSettings(

@@ -107,6 +107,12 @@ class Settings:
     worker_memory_max_mb: int = _setting(
         2048, "what a worker's functions may allocate before they get MemoryError, in MiB", least=64
     )
+    object_cache_bytes_max: int = _setting(
+        48 * MIB,
+        "large values one host keeps in Ray's object store for their next readers; a Ray started here has"
+        " 128 MiB",
+        least=0,
+    )
     queued_max: int = _setting(20_000, "executions that may wait in one host's queue; beyond: 503", least=1)
 
     keep_alive_seconds: float = _setting(15.0, "interval of the keep-alive comments of a stream", least=0.01)
