@@ -18,6 +18,7 @@ import gateway.idempotency
 import gateway.serve
 import gateway.webhooks
 import projections.runner
+import runtime.event_log
 from gateway.hosts import Connect, connect_ray
 from gateway.settings import Settings
 from runtime.event_log import store_env
@@ -36,8 +37,8 @@ IMPATIENT_SECONDS = 1.0
 """With `FAULT_IMPATIENT` a host that says nothing for a few of these is lost, instead of after 40 s."""
 
 
-def crashing_store_env(url: str, pool_size: int = 4) -> dict[str, str]:
-    env = store_env(url, pool_size)
+def crashing_store_env(url: str, *args: Any, **options: Any) -> dict[str, str]:
+    env = store_env(url, *args, **options)
     if env["PERSISTENCE_MODULE"] != "projections.stores.sqlite":
         return env
     return env | {
@@ -113,7 +114,8 @@ _create_app = gateway.app.create_app
 
 
 def main() -> None:
-    gateway.app.store_env = crashing_store_env
+    # The settings take it from there whenever they are asked.
+    runtime.event_log.store_env = crashing_store_env
     gateway.webhooks.vetted_client = crashing_client
     gateway.idempotency.LEASE_SECONDS = LEASE_SECONDS
     gateway.webhooks.CLAIM_SECONDS = LEASE_SECONDS
