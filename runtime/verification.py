@@ -17,6 +17,7 @@ callbacks, flows, keys and resources. Never raises for what it finds; every find
 | start | attempts of a node are numbered from 1, none after its end; no start after a cancel or in a pause |
 | outcome | one outcome an attempt, at most one success a node |
 | answer | one answer a call of an agent, and no further try behind it |
+| slot | no two open executions hold one slot of a queue |
 | cancel | after an accepted cancel the only end is cancelled |
 | progress | progress never falls, and is 100 only when completed |
 | accepted | what was acknowledged to a client is in the log |
@@ -53,7 +54,7 @@ PAGE_EVENTS = 1_000
 
 Rule = Literal[
     "position", "readable", "chain", "first", "versions", "last", "replay", "time", "owner",
-    "start", "outcome", "answer", "cancel", "progress", "accepted", "key", "seen", "settled",
+    "start", "outcome", "answer", "slot", "cancel", "progress", "accepted", "key", "seen", "settled",
 ]  # fmt: skip
 
 
@@ -159,6 +160,7 @@ class _Checker:
         self._watched: dict[str, Status | None] = dict.fromkeys(entry.execution_id for entry in self._journal)
         self._streams: dict[str, _Stream] = {}
         self._closed: OrderedDict[str, str] = OrderedDict()
+        self._slots: dict[tuple[str, str, str, int], str] = {}
         self._ends: Counter[str] = Counter()
         self._topics: Counter[str] = Counter()
         self._report = Report()
@@ -250,6 +252,8 @@ class _Checker:
             case events.Recovered():
                 stream.formers.add(before.owner)
                 stream.formers.discard(event.owner)
+            case events.Started() if event.queue_slot is not None:
+                self._check_slot(before, one, event.queue_slot)
             case events.NodeStarted():
                 self._check_start(before, one, event)
                 self._check_owner(stream, one, event.where)
@@ -260,6 +264,19 @@ class _Checker:
                 self._check_answer(before, one, event)
             case _:
                 pass
+
+    def _check_slot(self, before: ExecutionState, one: Recorded, number: int) -> None:
+        slot = (before.tenant, before.flow_id, before.queue_key, number)
+        holder = self._slots.setdefault(slot, one.originator_id)
+        if holder != one.originator_id:
+            what = f"slot {number} of queue '{before.queue_key}' of flow {before.flow_id}"
+            self._found("slot", one, f"{what} is held by {holder}")
+
+    def _free_slot(self, ended: ExecutionState) -> None:
+        if ended.queue_slot is not None:
+            slot = (ended.tenant, ended.flow_id, ended.queue_key, ended.queue_slot)
+            if self._slots.get(slot) == ended.execution_id:
+                del self._slots[slot]
 
     def _check_start(self, before: ExecutionState, one: Recorded, event: events.NodeStarted) -> None:
         node = before.nodes.get(NodeId(event.node_id))
@@ -313,6 +330,8 @@ class _Checker:
             state = stream.state
             status = state.status if isinstance(state, ExecutionState) else one.topic
             self._ends[status] += 1
+            if isinstance(state, ExecutionState):
+                self._free_slot(state)
             if one.originator_id in self._watched and isinstance(state, ExecutionState):
                 self._watched[one.originator_id] = state.status
         elif not gave_up and not isinstance(event, events.CallbackDelivered | events.ResourceDeleted):

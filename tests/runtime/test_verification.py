@@ -184,6 +184,30 @@ def test_work_of_a_former_owner_is_found() -> None:
     assert "owner" not in rules(broken(2, taken, back, late))
 
 
+def test_two_open_executions_in_one_slot_of_a_queue_are_found() -> None:
+    def told(name: str, version: int, kind: type[Event], **fields: Any) -> Event:
+        return kind(originator_id=name, originator_version=version, at=T0 + version, **fields)
+
+    def begun(name: str, slot: int, key: str = "k") -> list[Event]:
+        about = {"tenant": "acme", "flow_id": "f", "flow_version": "v", "source": "s", "owner": "h"}
+        queued = told(name, 1, events.Queued, total_nodes=1, queue_key=key, **about)
+        return [queued, told(name, 2, events.Started, queue_slot=slot)]
+
+    def chained(*log: Event) -> list[Recorded]:
+        by_stream: dict[str, list[Event]] = {event.originator_id: [] for event in log}
+        for event in log:
+            by_stream[event.originator_id].append(event)
+        stored = {name: iter(recorded(stream)) for name, stream in by_stream.items()}
+        return [
+            replace(next(stored[event.originator_id]), position=Position(place))
+            for place, event in enumerate(log, start=1)
+        ]
+
+    first, end = begun("a", 0), told("a", 3, events.Cancelled)
+    assert rules(chained(*first, *begun("b", 1), *begun("c", 0, "other"), end, *begun("d", 0))) == set()
+    assert rules(chained(*first, *begun("d", 0), end)) == {"slot"}
+
+
 def test_streams_of_callbacks_and_flows_are_checked_too() -> None:
     scheduled = events.CallbackScheduled(
         originator_id="callback:x", originator_version=1, at=T0,
