@@ -25,7 +25,9 @@ from bench.generator import GeneratorFault
 from bench.idle import idle
 from bench.kill import kill
 from bench.latency import latency
+from bench.log_growth import log_growth
 from bench.machine import Machine, machine
+from bench.pg_hosts import pg_hosts
 from bench.processes import Outlived, adopt_orphans
 from bench.report import Figure
 from bench.server import ServerFault, StoreKind
@@ -48,6 +50,8 @@ FIGURES: dict[str, Measure] = {
     "agents": agents.agents,
     "agents_idle": agents.conversations,
     "agents_kill": agents.agents_kill,
+    "log_growth": log_growth,
+    "pg_hosts": pg_hosts,
 }
 """What can be measured, in the order it is."""
 

@@ -37,7 +37,7 @@ def record(env: Mapping[str, str], events_least: int) -> History:
     log = EventLog.open(env)
     began = time.monotonic()
     try:
-        told, state = _one_life()
+        told, state = one_life()
         ids: list[str] = []
         while len(ids) * len(told) < events_least:
             group = [_copy(told, state, str(uuid7())) for _ in range(EXECUTIONS_PER_COMMIT)]
@@ -50,7 +50,7 @@ def record(env: Mapping[str, str], events_least: int) -> History:
         log.close()
 
 
-def _one_life() -> tuple[list[Event], ExecutionState]:
+def one_life() -> tuple[list[Event], ExecutionState]:
     """Every event of one execution of three templates, and the state they lead to."""
     definition = parse_flow(THREE_TEMPLATES)
     plan = compile_flow(definition)

@@ -50,7 +50,7 @@ async def _throughput(
         resting = await _resting(installed)
         figures: list[Figure] = []
         for clients in CLIENTS:
-            measured = await _point(installed, flow["id"], clients)
+            measured = await point(installed, flow["id"], clients)
             figures += _figures(f"{name}_{clients}", clients, measured, goals, resting)
             progress.show(each for each in figures if each.name.startswith(f"{name}_{clients}"))
         return figures
@@ -65,7 +65,8 @@ async def _resting(installed: Installation) -> dict[str, float]:
     return {role: round(seconds / RESTING_SECONDS * 100, 1) for role, seconds in cpu.by_role.items()}
 
 
-async def _point(installed: Installation, flow: str, clients: int) -> list[tuple[Window, Cpu]]:
+async def point(installed: Installation, flow: str, clients: int) -> list[tuple[Window, Cpu]]:
+    """Windows of closed-loop load on a server that is ready, each with what it cost."""
     async with generator(
         installed,
         "closed_loop",
