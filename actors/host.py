@@ -2,9 +2,9 @@
 
     starting --first message--> recovering --(open executions taken over)--> running
 
-    execution:  queued (waits for a place) --> admitted --> closed
-                                                 |   ^
-                                                 v   | message, timer
+    execution:  queued (waits for its queue, a place, its turn) --> admitted --> closed
+                                                                      |   ^
+                                                                      v   | message, timer
                                               passivated (only its row and its events remain)
 
 The host alone moves these. ``admitted`` executions are bounded (``running_max``); those that wait for a

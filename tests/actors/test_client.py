@@ -85,9 +85,9 @@ class Gateway:
             for name, handle in self.handles.items()
         }
         self.client = ExecutionClient(home.log, BlobStore(f"file://{home.folder}/blobs"))
-        self.client.connect(self.links, self._no_dedicated)
+        self.client.connect(self.links, self.no_dedicated)
 
-    async def _no_dedicated(self, execution_id: str, _: StartExecution | None) -> HostLink:
+    async def no_dedicated(self, execution_id: str, _: StartExecution | None) -> HostLink:
         raise Unavailable(execution_id)
 
     async def __aenter__(self) -> "Gateway":
@@ -351,5 +351,43 @@ def test_a_reader_that_is_too_slow_is_cut_off_and_may_resume(
             with pytest.raises(LaggedBehind):
                 seen.extend([item async for item in stream])
             assert len(seen) <= 4 + 10
+
+    run(story())
+
+
+QUEUED = """
+heliograph: 1
+id: queued
+queue: {key: "{{ inputs.key }}", concurrency: 100}
+nodes:
+  - {id: gate, kind: wait_for_signal, signal: go}
+"""
+
+
+def test_executions_of_a_queue_go_to_one_host_and_few_queues_move_when_a_host_goes(tmp_path: Path) -> None:
+    keys = [f"key-{number}" for number in range(12)]
+
+    async def homes_of(home: Household, gateway: Gateway) -> dict[str, str]:
+        """The host of each queue; it must be the same for two executions."""
+        homes: dict[str, str] = {}
+        for key in keys * 2:
+            execution_id = await gateway.start("queued", input={"key": key}, queue_key=key)
+            owner = home.log.owner_of(execution_id)
+            assert owner is not None
+            assert homes.setdefault(key, owner) == owner
+        return homes
+
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(QUEUED)
+            hosts = {f"host-{number}": home.host(f"host-{number}") for number in range(3)}
+            async with Gateway(home, **hosts) as gateway:
+                before = await homes_of(home, gateway)
+                assert set(before.values()) == set(hosts)
+                left = {name: link for name, link in gateway.links.items() if name != "host-1"}
+                gateway.client.connect(left, gateway.no_dedicated)
+                after = await homes_of(home, gateway)
+                moved = {key for key in keys if before[key] != after[key]}
+                assert moved == {key for key in keys if before[key] == "host-1"}
 
     run(story())
