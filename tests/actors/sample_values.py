@@ -95,3 +95,7 @@ def read_dataset(value: Any, how: str) -> Any:
         return {"mean": float(items.to_pandas()["n"].mean()), "rows": len(items.to_pandas())}
     failures = [(each.index, each.error.type) for each in items.failures()]
     return {"items": list(items), "again": len(list(items)), "length": len(items), "failures": failures}
+
+
+def numbers(count: int) -> list[dict[str, int]]:
+    return [{"n": number} for number in range(count)]
