@@ -15,6 +15,7 @@ from runtime import events
 from runtime.event_log import EventLog
 from runtime.events import Event
 from runtime.verification import pages, verify
+from tests.cli.command import heliograph
 from tests.contracts.executions.wire import start, wait_for
 from tests.contracts.live_server import flow, poll
 from tests.faults.server import FaultyServer
@@ -81,6 +82,15 @@ def test_a_keyed_queue_is_never_exceeded_however_often_the_server_dies(server: F
         assert shown["waits_for"] == "one of the 1 slots of its queue '*', 1 are held"
         [queue] = client.get("/api/admin/queues", params={"flow": "gated"}).json()["queues"]
         assert (queue["key"], queue["running"], queue["waiting"], queue["waits_for"]) == ("*", 1, 1, "slot")
+        assert client.get("/api/admin/queues", params={"tenant": "nobody"}).json() == {"queues": []}
+        shown_by = heliograph(server.folder, "queues", "--url", server.url, "--api-key", server.first_key)
+        assert shown_by.out.split("\t")[:7] == ["default", "gated", "*", "1 of 1", "1", "", "a slot"], (
+            shown_by
+        )
+    reader = server.make_key("run", "read", "audit")
+    with server.client(reader) as client:
+        assert client.get("/api/admin/queues").status_code == 403
+    with server.client() as client:
         client.post(f"/api/admin/executions/{held}/signal", json={"name": "go"})
         poll(client, f"/api/audit/executions/{waits}", _is_waiting)
         client.post(f"/api/admin/executions/{waits}/signal", json={"name": "go"})
