@@ -50,7 +50,7 @@ def run(worker: StepWorker, function: str, **arguments: Json) -> StepOutcome:
         node_id=NodeId("n1"),
         attempt=1,
         key="e1:n1:1",
-        function=f"tests.actors.sample_values:{function}",
+        function=function if ":" in function else f"tests.actors.sample_values:{function}",
         arguments=arguments,
     )
     reply = step_call.decode_reply(worker.run(next(NUMBERS), step_call.encode([call])))
@@ -244,3 +244,17 @@ def test_a_data_set_is_a_table_with_a_row_for_each_item(worker: StepWorker, blob
     assert output(worker, "read_dataset", value=_dataset(blobs, [1, 2]), how="arrow")["columns"] == ["value"]
     mixed = _dataset(blobs, [{"n": 1}, {"n": "one"}])
     assert "do not fit one table" in failure(run(worker, "read_dataset", value=mixed, how="arrow")).message
+
+
+def test_the_documented_functions_run(
+    worker: StepWorker, blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(step_context.__file__).parents[1] / "docs" / "flows.md").read_text()
+    (tmp_path / "documented_values.py").write_text(text.partition("```py\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    orders = _dataset(blobs, [{"price": 5}, {"price": 10}])
+    table = output(worker, "documented_values:priced", orders=orders)
+    made = output(worker, "documented_values:report", table=table)
+    assert ref_of(made).media_type == "text/csv"
+    assert blobs.get_bytes(ref_of(made)) == b"5,1.0\n10,2.0\n"
