@@ -5,13 +5,13 @@ them by name. A host needs no CPU of its own as far as Ray is concerned, else it
 all of a node's CPUs waiting for ever.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
 import ray
 import structlog
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.dedicated import DedicatedPlace
 from actors.host import ExecutionHost
@@ -26,23 +26,30 @@ CALLS_AT_ONCE_MAX = 1_000
 
 DEDICATED = "execution-"
 
+NODE_LABEL = "ray.io/node-id"
+"""Ray labels every node with its id."""
+
 
 def is_dedicated(name: str) -> bool:
     """Whether the host of this name lives for one execution."""
     return name.startswith(DEDICATED)
 
 
-def create(config: HostConfig, *, detached: bool, node: str = "", place: DedicatedPlace | None = None) -> Any:
+def create(
+    config: HostConfig, *, detached: bool, nodes: Sequence[str] = (), place: DedicatedPlace | None = None
+) -> Any:
     """A handle to the host of this name, which is made when there is none.
 
-    ``node``: where it had best be; it may be elsewhere when Ray finds no way to put it there. ``place``: of
-    a dedicated host.
+    ``nodes``: where it may be, the first where it had best be; none: anywhere. ``place``: a dedicated one's.
     """
     options: dict[str, Any] = {"num_cpus": 0} if place is None else place.options
     if detached:
         options["lifetime"] = "detached"
-    if node:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    if nodes:
+        # By labels, not by affinity: what Ray starts again must not go where no host is meant to be.
+        first, others = nodes[0], f"in({', '.join(nodes)})"
+        options["label_selector"] = {NODE_LABEL: first}
+        options["fallback_strategy"] = [{"label_selector": {NODE_LABEL: others}}]
     return ExecutionHost.options(
         name=config.name,
         namespace=NAMESPACE,

@@ -6,6 +6,7 @@ On a machine of our own these are all the hosts there are. On a joined cluster o
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -95,8 +96,9 @@ class Roster:
         where = {link.name: link.status.node for link in self.pooled() if link.status is not None}
         cpus = {node.id: node.cpus for node in self.nodes.values() if node.is_alive}
         for name in scaling.new_names(self.links, count):
-            node = where[name] = scaling.node_for(cpus, where.values())
-            await self._add_one(name, node)
+            nodes = scaling.nodes_for(cpus, where.values())
+            where[name] = nodes[0] if nodes else ""
+            await self._add_one(name, nodes)
         self.connect()
 
     async def renew(self, name: HostName) -> None:
@@ -125,8 +127,8 @@ class Roster:
             if link.name not in found and not link.is_reachable:
                 self.drop(link.name)
 
-    async def _add_one(self, name: HostName, node: str = "") -> HostLink:
-        return self._link_to(name, await asyncio.to_thread(self._create, name, node))
+    async def _add_one(self, name: HostName, nodes: Sequence[str] = ()) -> HostLink:
+        return self._link_to(name, await asyncio.to_thread(self._create, name, nodes))
 
     def _link_to(self, name: HostName, handle: Any) -> HostLink:
         link = HostLink(name, handle, self._gateway_id, self.news.set)
@@ -135,7 +137,7 @@ class Roster:
         self.links[name] = link
         return link
 
-    def _create(self, name: HostName, node: str = "") -> Any:
+    def _create(self, name: HostName, nodes: Sequence[str] = ()) -> Any:
         place = self._placed.get(name)
         config = msgspec.structs.replace(
             self._host,
@@ -144,7 +146,7 @@ class Roster:
             log_file=self._log_file(name),
             pool=self._host.pool if place is None else place.pool(self._host.pool),
         )
-        return host_actors.create(config, detached=self._is_joined, node=node, place=place)
+        return host_actors.create(config, detached=self._is_joined, nodes=nodes, place=place)
 
     def _log_file(self, name: HostName) -> str:
         """In the folder the configuration names; dedicated hosts share one, for there may be thousands."""
@@ -188,8 +190,9 @@ class Roster:
         if since is None:
             return Sight(is_dedicated=is_dedicated(name))
         return Sight(
-            trouble=link.trouble or "broken",
+            trouble=link.trouble or "silent",
             seconds=now - since,
+            is_new=not link.has_answered,
             node_is_gone=link.status is not None and link.status.node in self._gone,
             is_dedicated=is_dedicated(name),
         )

@@ -24,6 +24,9 @@ from runtime.ids import HostName
 
 log = structlog.get_logger(__name__)
 
+LOST_SHARE_MAX = 2
+"""Hosts, lost ones included, are never more than so many times ``hosts_max``."""
+
 ENDED_SECONDS_MAX = 10.0
 """How long a host gets to write what it holds when it ends."""
 
@@ -59,9 +62,13 @@ class Scaler:
         decision = scaling.decide(loads, bounds, self._trend, now)
         self._trend = decision.trend
         about = {"have": len(loads), "least": bounds.least, "most": bounds.most}
-        if decision.add:
-            log.info("more hosts", adding=decision.add, **about)
-            await self._roster.add(decision.add)
+        # Lost ones don't count as hosts, but may still be processes: there are bounds for those, too.
+        add = min(decision.add, LOST_SHARE_MAX * bounds.most - len(pooled))
+        if add > 0:
+            log.info("more hosts", adding=add, **about)
+            await self._roster.add(add)
+        elif decision.add:
+            log.warning("no more hosts: too many are lost already", lost=len(pooled) - len(loads), **about)
         if decision.drain is not None:
             log.info("fewer hosts", draining=decision.drain, **about)
             self._to_drain.add(decision.drain)
@@ -107,6 +114,17 @@ class Scaler:
                 await self._roster.links[heir].send(messages.Adopt(link.name, held))
             elif not held and link.name not in holders and link.status and link.status.state == "draining":
                 await self._end(link.name)
+
+    async def end_lost(self, holders: Mapping[HostName, int], now: float) -> None:
+        """Lost hosts that hold nothing: what Ray can't place again, or what stays silent, is ended."""
+        for link in self._roster.pooled():
+            sight = self._roster.sight(link.name, now)
+            if sight is None or not sight.trouble or link.name in holders:
+                continue
+            if adoption.is_lost(sight) and sight.seconds >= adoption.ENDED_SECONDS:
+                log.warning("a lost host is ended for good", host=link.name, trouble=sight.trouble)
+                await asyncio.to_thread(host_actors.end, self._roster.handles[link.name])
+                self._roster.drop(link.name)
 
     async def _end(self, name: HostName) -> None:
         log.info("a drained host ends", host=name)

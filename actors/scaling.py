@@ -119,15 +119,15 @@ def new_names(taken: Iterable[str], count: int) -> list[HostName]:
     return [HostName(name) for name, _ in zip(free, range(count), strict=False)]
 
 
-def node_for(cpus: Mapping[str, float], hosts: Iterable[str]) -> str:
-    """The node for one more host: the one with the fewest for its CPUs. Empty when there is no node.
+def nodes_for(cpus: Mapping[str, float], hosts: Iterable[str]) -> list[str]:
+    """The nodes that may have one more host; the first is the one with the fewest for its CPUs.
 
     ``cpus``: living nodes and what they have; one without CPUs is meant for no work, and gets a host only
     when all are like that. ``hosts``: the node of each host there is.
     """
     on_node = Counter(hosts)
     working = {node: amount for node, amount in cpus.items() if amount > 0} or dict.fromkeys(cpus, 1.0)
-    return min(working, key=lambda node: ((on_node[node] + 1) / working[node], node), default="")
+    return sorted(working, key=lambda node: ((on_node[node] + 1) / working[node], on_node[node], node))
 
 
 def heir_of(owner: str, living: Iterable[HostName]) -> HostName | None:

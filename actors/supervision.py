@@ -215,6 +215,7 @@ class Supervisor:
         await self._adopt_lost(holders, now)
         if self._is_joined:
             await self._scaler.drain_some(holders)
+            await self._scaler.end_lost(holders, now)
             await self._scaler.follow_load(now)
         else:
             await self._renew_lost(holders, now)

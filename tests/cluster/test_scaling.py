@@ -16,7 +16,7 @@ from actors.scaling import (
     decide,
     heir_of,
     new_names,
-    node_for,
+    nodes_for,
 )
 from runtime.ids import HostName
 
@@ -107,10 +107,11 @@ def test_hosts_spread_by_what_nodes_have_and_leave_a_node_without_cpus_alone() -
     cpus = {"head": 0.0, "big": 4.0, "small": 2.0}
     placed: list[str] = []
     for _ in range(6):
-        placed.append(node_for(cpus, placed))
+        placed.append(nodes_for(cpus, placed)[0])
     assert Counter(placed) == {"big": 4, "small": 2}
-    assert node_for({"head": 0.0}, []) == "head"
-    assert node_for({}, []) == ""
+    assert nodes_for(cpus, ["big"]) == ["small", "big"]
+    assert nodes_for({"head": 0.0}, []) == ["head"]
+    assert nodes_for({}, []) == []
 
 
 def test_everybody_chooses_the_same_heir_and_owners_have_different_ones() -> None:
@@ -130,6 +131,7 @@ def test_a_host_is_lost_with_its_node_or_its_silence_but_not_while_ray_starts_it
     assert is_lost(Sight(trouble="broken", node_is_gone=True))
     assert is_lost(Sight(trouble="silent", seconds=SILENT_SECONDS))
     assert not is_lost(Sight(trouble="silent", seconds=SILENT_SECONDS - 0.1))
+    assert not is_lost(Sight(trouble="silent", seconds=SILENT_SECONDS, is_new=True))
     assert not is_lost(Sight(trouble="broken", seconds=SILENT_SECONDS))
     assert is_lost(Sight(trouble="broken", seconds=RESTART_SECONDS))
     assert not is_lost(Sight(trouble="broken", seconds=RESTART_SECONDS, is_dedicated=True))
