@@ -31,7 +31,8 @@ from runtime.events import Json
 from runtime.expressions import escape
 from runtime.flow import FORMAT, FlowDefinition, parse_flow
 from runtime.flow_fields import plain_fields
-from runtime.plan import ON_TIMEOUT, PLACEMENT, Resources, RetryPolicy
+from runtime.packages import Code
+from runtime.plan import ON_TIMEOUT, PLACEMENT, SOURCE_FORMAT, Resources, RetryPolicy
 from runtime.queues import QueueFields
 
 P = ParamSpec("P")
@@ -187,6 +188,39 @@ class StepFunction(Generic[P, R]):
             }
         )
 
+    def map_wide(
+        self,
+        source: str | Handle,
+        *,
+        format: SOURCE_FORMAT = "",
+        chunk_items: int | None = None,
+        chunk_seconds: float | None = None,
+        concurrency: int = 8,
+        on_error: Literal["fail", "keep"] = "keep",
+        failures_max_share: float | None = None,
+        **constant: Any,
+    ) -> Handle:
+        """A node that calls the function for every item of a source, given as its first parameter, in chunks.
+
+        ``source``: a path, a URL or a folder pattern; or a handle that gives one, a data set or a list.
+        Its output is a data set: another ``map_wide`` reads it, ``step_context.open_dataset`` opens it.
+        """
+        config: dict[str, Json] = {
+            "kind": "map",
+            "source": _value(source),
+            "each": self._call(self._signature.bind(Handle("item"), **constant)),
+            "concurrency": concurrency,
+            "on_error": on_error,
+        }
+        chunk = {"size": chunk_items, "seconds": chunk_seconds}
+        if any(size is not None for size in chunk.values()):
+            config["chunk"] = {name: size for name, size in chunk.items() if size is not None}
+        if format:
+            config["format"] = format
+        if failures_max_share is not None:
+            config["failures_max_share"] = failures_max_share
+        return self._add(config)
+
     def options(
         self, *, id: str = "", name: str = "", needs: Needs = (), when: str | Handle | None = None
     ) -> "StepFunction[P, R]":
@@ -279,6 +313,7 @@ def flow(
     placement: PLACEMENT = "pooled",
     queue: QueueFields | None = None,
     resources: Resources | None = None,
+    code: Code | None = None,
 ) -> Callable[[Callable[[Handle], Any]], FlowFunction]:
     """Make a function of the flow's inputs the body of a flow; what it returns is the flow's output."""
     fields: dict[str, Json] = {
@@ -291,6 +326,7 @@ def flow(
         "placement": placement,
         "queue": None if queue is None else plain_fields(queue),
         "resources": None if resources is None else plain_fields(resources),
+        "code": None if code is None else plain_fields(code),
     }
     return lambda body: FlowFunction(body, fields)
 

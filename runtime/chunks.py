@@ -6,6 +6,7 @@ their sums. What is in no recorded chunk runs (again) after a crash, and nothing
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 
 import msgspec
 
@@ -94,6 +95,19 @@ def seconds_left(total: int | None, done: int, per_second: float) -> float | Non
     if total is None or per_second <= 0:
         return None
     return round(max(0, total - done) / per_second, 1)
+
+
+def told(done: int, total: int | None, failed: int, per_second: float) -> str:
+    """How far a map is, for people: ``300 of 1000, 2 failed, 240/s, 3 s left``."""
+    parts = [f"{done} of {total}" if total is not None else f"{done} items"]
+    if failed:
+        parts.append(f"{failed} failed")
+    if per_second > 0:
+        parts.append(f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s")
+    left = seconds_left(total, done, per_second)
+    if left:
+        parts.append(f"{timedelta(seconds=round(left))} left" if left >= 60 else f"{left:.0f} s left")
+    return ", ".join(parts)
 
 
 def _first(chunk: ChunkResult) -> int:

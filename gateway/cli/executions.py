@@ -158,6 +158,9 @@ def status(
         typer.Option("--status", help="List those in this status, e.g. failed.", show_default=False),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="List this many.")] = 20,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow the execution to its end first.")
+    ] = False,
     tenant: Tenant = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -169,6 +172,10 @@ def status(
 
     with connected(url, api_key) as server:
         if execution is not None:
+            if watch:
+                from gateway.cli.run import watch as follow
+
+                follow(server, execution, quiet=as_json)
             found = server.get(f"/api/audit/executions/{execution}")
             if as_json:
                 print_json(found)
@@ -218,6 +225,8 @@ def show_execution(found: dict[str, Any]) -> None:
             ],
         )
     for node in found["nodes"]:
+        if node["items"]:
+            print_text(f"{node['node_id']}: {_items_told(node['items'])}")
         for what in node["missing"]:
             print_text(f"{node['node_id']} can't be placed; missing: {what}")
 
@@ -269,11 +278,20 @@ def event_line(event: dict[str, Any]) -> str:
         details.append(f"attempt {data['attempt']}")
     if event["type"] == "execution.node_logged":
         details.append(_logged(data["event"], data.get("detail")))
+    if event["type"] == "execution.chunks_recorded":
+        details.append(_items_told(data))
     if data.get("error"):
         error = data["error"]
         details.append(error if isinstance(error, str) else f"{error['type']}: {error['message']}")
     subject = event["type"].removeprefix("execution.")
     return f"{event['position']:>8}  {event['at']}  {subject:<20}  {'  '.join(details)}".rstrip()
+
+
+def _items_told(data: dict[str, Any]) -> str:
+    from runtime import chunks
+
+    rate = data.get("rate") or 0.0
+    return chunks.told(data.get("done", 0), data.get("total"), data.get("failed", 0), rate)
 
 
 def _logged(event: str, detail: Any) -> str:

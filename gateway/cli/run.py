@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.connection import Server, Target, target
+from gateway.cli.connection import Server, target
 from gateway.cli.executions import (
     FlowOrFile,
     IdempotencyKey,
@@ -23,8 +23,11 @@ from gateway.cli.executions import (
 )
 from gateway.cli.failures import CliFailure
 from gateway.cli.options import ApiKey, AsJson, Url
+from gateway.target import Target
 
 INTERRUPTED = 130
+TOLD = ("node_started", "node_failed", "node_waiting", "node_logged", "recovered", "paused", "resumed")
+"""Events that are printed above the bars."""
 
 
 def run(
@@ -100,39 +103,14 @@ def watch(server: Server, execution_id: str, *, quiet: bool = False) -> None:
 
 
 def _draw(events: Iterator[dict[str, Any]], execution_id: str) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    import msgspec
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        whole = progress.add_task(f"[bold]{execution_id}", total=None)
-        maps: dict[str, Any] = {}
+    from gateway.client.progress import ExecutionBars, bars
+    from gateway.client.views import EventRecord
+
+    with bars() as drawn:
+        taken = ExecutionBars(drawn, execution_id)
         for event in events:
-            data: dict[str, Any] = event["data"]
-            match event["type"].removeprefix("execution."):
-                case "queued":
-                    progress.update(whole, total=data["total_nodes"])
-                case "node_started" | "node_failed" | "node_waiting" | "recovered" | "paused" | "resumed":
-                    progress.console.print(event_line(event), style="dim", markup=False, highlight=False)
-                case "node_progressed":
-                    node = data["node_id"]
-                    if node not in maps:
-                        maps[node] = progress.add_task(f"  {node}", total=data["total"])
-                    progress.advance(maps[node], len(data["items"]))
-                case "node_completed" | "node_skipped":
-                    progress.advance(whole)
-                case _:
-                    continue
+            taken.take(msgspec.convert(event, EventRecord))
+            if event["type"].removeprefix("execution.") in TOLD:
+                drawn.console.print(event_line(event), style="dim", markup=False, highlight=False)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gateway.client.views import BatchSnapshot, EventRecord
+from runtime import chunks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,18 +124,32 @@ class ExecutionBars:
             case "node_progressed":
                 self._advance(data, len(data.get("items", ())))
             case "chunks_recorded":
-                self._advance(data, sum(chunk.get("items", 0) for chunk in data.get("chunks", ())))
+                self._reach(data)
             case "node_completed" | "node_skipped":
                 self._drawn.advance(self._whole)
             case _:
                 return
 
     def _advance(self, data: dict[str, Any], items: int) -> None:
+        bar = self._bar_of(data)
+        if bar is not None:
+            self._drawn.advance(bar, items)
+
+    def _reach(self, data: dict[str, Any]) -> None:
+        """A wide map's event tells how far it is, and how fast."""
+        bar = self._bar_of(data)
+        if bar is not None:
+            total = self._drawn.tasks[bar].total
+            done, failed, rate = data.get("done", 0), data.get("failed", 0), data.get("rate", 0.0)
+            words = chunks.told(done, None if total is None else int(total), failed, rate)
+            self._drawn.update(bar, completed=done, description=f"  {data.get('node_id', '')}  {words}")
+
+    def _bar_of(self, data: dict[str, Any]) -> TaskID | None:
         node, total = data.get("node_id", ""), data.get("total")
         if node not in self._maps:
             if len(self._maps) >= MAPS_MAX:
-                return
+                return None
             self._maps[node] = self._drawn.add_task(f"  {node}", total=total)
         if total is not None:
             self._drawn.update(self._maps[node], total=total)
-        self._drawn.advance(self._maps[node], items)
+        return self._maps[node]

@@ -60,7 +60,7 @@ def folder(sandbox: Sandbox) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def served(sandbox: Sandbox, flow_files: Path) -> Iterator[Served]:
-    server = Served(sandbox.root / "cli")
+    server = Served(sandbox.root / "cli", {"HELIOGRAPH_FILES_ROOT": str(flow_files)})
     try:
         server.start()
         server.ok(

@@ -1,4 +1,4 @@
-"""Commands against a server that `heliograph serve` started; nothing but the data directory is set."""
+"""Commands against a server that `heliograph serve` started; nothing but two directories is set."""
 
 from __future__ import annotations
 

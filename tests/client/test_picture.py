@@ -111,7 +111,7 @@ def test_a_terminal_shows_nodes_and_the_items_of_maps() -> None:
         assert watch is not None
         watch(record("queued", total_nodes=2))
         watch(record("node_progressed", node_id="[red]pages", total=4, items=[1, 2]))
-        watch(record("chunks_recorded", node_id="wide", total=100, chunks=[{"items": 60}, {"items": 15}]))
+        watch(record("chunks_recorded", node_id="wide", total=100, chunks=[{"items": 75}], done=75))
         watch(record("node_completed", node_id="a"))
     assert "1/2" in printed(console)
     assert "[red]pages" in printed(console)

@@ -37,6 +37,13 @@ def wide(inputs: Handle) -> dict[str, Any]:
     return {"all": shouted["results"], "first": fixed["results"][0], "odd": inputs["odd key"]}
 
 
+@flow(id="very-wide")
+def very_wide(inputs: Handle) -> Handle:
+    words = "words/*.csv"
+    first = shout.options(id="first").map_wide(words, format="csv", chunk_items=10, failures_max_share=0.1)
+    return shout.options(id="second").map_wide(first, chunk_seconds=0.5, concurrency=2, on_error="fail")
+
+
 @flow(id="waits")
 def waits(inputs: Handle) -> None:
     go = wait_for_signal("go-ahead", timeout_seconds=10, on_timeout="continue")

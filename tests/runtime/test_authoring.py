@@ -12,7 +12,7 @@ from runtime.graph import compile_flow
 from runtime.ids import NodeId
 from runtime.plan import CallFunction
 from tests.runtime import authored_flows
-from tests.runtime.authored_flows import WORDS_INPUT, later, linear, shout, split, waits, wide
+from tests.runtime.authored_flows import WORDS_INPUT, later, linear, shout, split, very_wide, waits, wide
 
 HERE = "tests.runtime.authored_flows"
 
@@ -70,6 +70,32 @@ def test_maps_give_what_yaml_gives() -> None:
 
     assert wide.definition() == parse_flow(yaml)
     assert wide.definition().inputs == WORDS_INPUT
+
+
+def test_wide_maps_give_what_yaml_gives() -> None:
+    settings = "retry: {attempts: 3, on: [ValueError]}, timeout_seconds: 5, resources: {cpus: 1}"
+    call = f'kind: python, function: "{HERE}:shout", with: {{word: "${{item}}"}}, {settings}'
+    yaml = f"""
+    heliograph: 1
+    id: very-wide
+    nodes:
+      - id: first
+        kind: map
+        source: "words/*.csv"
+        format: csv
+        chunk: {{size: 10}}
+        failures_max_share: 0.1
+        each: {{{call}}}
+      - id: second
+        kind: map
+        source: "${{nodes.first}}"
+        concurrency: 2
+        on_error: fail
+        chunk: {{seconds: 0.5}}
+        each: {{{call}}}
+    output: "${{nodes.second}}"
+    """
+    assert very_wide.definition().document == parse_flow(yaml).document
 
 
 def test_a_literal_list_reaches_the_map() -> None:

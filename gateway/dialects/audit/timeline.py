@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.house_api import iso, iso_or_none
-from runtime import events
+from runtime import chunks, events
 from runtime.events import Event, StepError, StepLogs
 from runtime.ids import NodeId
 from runtime.state import ExecutionState
@@ -31,6 +31,19 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     logs: StepLogs | None
 
 
+class Items(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a map is. ``rate``: items per second lately; it and the seconds left are told of wide maps.
+
+    ``total`` is null while nobody knows it.
+    """
+
+    done: int
+    total: int | None
+    failed: int = 0
+    rate: float | None = None
+    seconds_left: float | None = None
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """``attempt``, ``where`` and ``error`` are those of the latest attempt; 0 attempts: it was skipped.
 
@@ -48,7 +61,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     wakes_at: str | None
     waits_for: str | None
     child_id: str | None
-    items: dict[str, int] | None
+    items: Items | None
     missing: list[str]
     attempts: list[Attempt]
 
@@ -90,7 +103,8 @@ class _Open:
 def timeline(state: ExecutionState, history: Iterable[Event]) -> list[Node]:
     """Nodes in the order in which they were first touched; ``state`` is the fold of ``history``."""
     attempts: dict[str, list[_Open]] = {node_id: [] for node_id in state.nodes}
-    progressed: dict[str, set[int]] = {}
+    progressed: dict[str, dict[int, bool]] = {}
+    chunked: dict[str, events.ChunksRecorded] = {}
     for event in history:
         match event:
             case events.NodeStarted():
@@ -98,13 +112,39 @@ def timeline(state: ExecutionState, history: Iterable[Event]) -> list[Node]:
             case events.NodeCompleted() | events.NodeFailed():
                 attempts[event.node_id][-1].end(event)
             case events.NodeProgressed():
-                progressed.setdefault(event.node_id, set()).update(item.index for item in event.items)
+                known = progressed.setdefault(event.node_id, {})
+                known.update({item.index: item.error is not None for item in event.items})
+            case events.ChunksRecorded():
+                chunked[event.node_id] = event
             case _:
                 continue
-    return [_node(state, node_id, made, progressed.get(node_id)) for node_id, made in attempts.items()]
+    return [
+        _node(state, node_id, made, _items(state, node_id, progressed.get(node_id), chunked.get(node_id)))
+        for node_id, made in attempts.items()
+    ]
 
 
-def _node(state: ExecutionState, node_id: str, made: list[_Open], done: set[int] | None) -> Node:
+def _items(
+    state: ExecutionState,
+    node_id: str,
+    items: dict[int, bool] | None,
+    latest: events.ChunksRecorded | None,
+) -> Items | None:
+    node = state.nodes[NodeId(node_id)]
+    if node.chunks is not None:
+        known = node.chunks
+        rate = latest.rate if latest is not None and node.status == "running" and not state.is_closed else 0.0
+        return Items(
+            done=known.done,
+            total=known.total,
+            failed=known.failed,
+            rate=rate or None,
+            seconds_left=chunks.seconds_left(known.total, known.done, rate),
+        )
+    return None if items is None else Items(done=len(items), total=node.total, failed=sum(items.values()))
+
+
+def _node(state: ExecutionState, node_id: str, made: list[_Open], items: Items | None) -> Node:
     node = state.nodes[NodeId(node_id)]
     latest = made[-1] if made else None
     # What still ran when the execution ended was given up; its own outcome will never be recorded.
@@ -121,7 +161,7 @@ def _node(state: ExecutionState, node_id: str, made: list[_Open], done: set[int]
         wakes_at=None if state.is_closed else iso_or_none(node.wake_at),
         waits_for=node.signal or None,
         child_id=node.child_id or None,
-        items=None if done is None else {"done": len(done), "total": node.total},
+        items=items,
         missing=[] if state.is_closed else list(node.missing),
         attempts=[each.shown(status) for each in made],
     )

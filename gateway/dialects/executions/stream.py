@@ -18,7 +18,7 @@ import msgspec
 from gateway.context import Delta
 from gateway.dialects.executions.wire import STATUSES, iso, shown_error, shown_output
 from gateway.sse import frame
-from runtime import events
+from runtime import chunks, events
 from runtime.event_log import Recorded
 from runtime.events import BlobRef, Event, Json
 from runtime.evolution import begin, evolve
@@ -169,6 +169,8 @@ class StreamEncoder:
                 ]
             case events.NodeSkipped():
                 return [self._node_completed(event.node_id, None, 0, skipped=True), _progress(state)]
+            case events.ChunksRecorded():
+                return [{**_progress(state), "items": _items(event, state)}]
             case events.NodeFailed():
                 return [
                     {
@@ -234,4 +236,18 @@ def _progress(state: ExecutionState) -> dict[str, Any]:
         "completed_nodes": state.completed_nodes,
         "total_nodes": max(1, state.total_nodes),
         "current_node": state.current_node,
+    }
+
+
+def _items(event: events.ChunksRecorded, state: ExecutionState) -> dict[str, Any]:
+    """How far a wide map is: what the contract's progress can't say of a node with very many items."""
+    known = state.nodes[NodeId(event.node_id)].chunks
+    total = known.total if known else event.total
+    return {
+        "node_id": event.node_id,
+        "done": event.done,
+        "failed": event.failed,
+        "total": total,
+        "rate": event.rate,
+        "seconds_left": chunks.seconds_left(total, event.done, event.rate),
     }

@@ -131,7 +131,8 @@ def test_a_failure_names_node_and_error(admin: httpx.Client) -> None:
 
 def test_the_items_of_a_map_are_counted(admin: httpx.Client) -> None:
     found = ended(admin, start(admin, "audit-mapped", items=["a", "b", "c"]))
-    assert found["nodes"][0]["items"] == {"done": 3, "total": 3}
+    nothing_said = {"rate": None, "seconds_left": None}
+    assert found["nodes"][0]["items"] == {"done": 3, "total": 3, "failed": 0, **nothing_said}
 
 
 def test_a_waiting_node_says_what_it_waits_for(admin: httpx.Client) -> None:
