@@ -16,7 +16,7 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state``: starting, recovering, running, draining; broken (its process is gone, or on its way back),
     silent (it gives no answer), unknown (it holds executions, and there is no such host any more). ``busy``:
-    share of one CPU.
+    share of one CPU. ``unschedulable``: nodes of executions that no machine can hold.
     """
 
     name: str
@@ -27,6 +27,7 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     admitted: int = 0
     queued: int = 0
     running_max: int = 0
+    unschedulable: int = 0
     busy: float = 0.0
 
 
@@ -72,6 +73,7 @@ def _view(name: HostName, link: HostLink | None, executions: int) -> HostView:
         admitted=status.admitted,
         queued=status.queued,
         running_max=status.running_max,
+        unschedulable=status.unschedulable,
         busy=round(status.busy, 3),
     )
 

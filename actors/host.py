@@ -114,7 +114,7 @@ class Host:
         self._revival = Revival(self._log, self._plans, self._recovery, self)
         self._reports = PlacementReports(self._admission)
         self._leaving = Leaving(self._actors, self)
-        self._vitals = Vitals(self.config.running_max)
+        self._vitals = Vitals(self.config.running_max, self._reports)
         self._background: set[asyncio.Task[None]] = set()
         self._random = random.Random(self.incarnation)
         self._started: asyncio.Future[None] | None = None

@@ -7,6 +7,7 @@ import ray
 
 from actors.admission import Admission
 from actors.messages import HostStatus
+from actors.placement_reports import PlacementReports
 
 SAMPLE_SECONDS = 1.0
 """A share is measured over at least this long, however often it is asked for."""
@@ -15,8 +16,9 @@ SAMPLE_SECONDS = 1.0
 class Vitals:
     """Lives on its host's loop."""
 
-    def __init__(self, running_max: int) -> None:
+    def __init__(self, running_max: int, reports: PlacementReports) -> None:
         self._running_max = running_max
+        self._reports = reports
         self._sampled_at = time.monotonic()
         self._used = time.process_time()
         self._busy = 0.0
@@ -38,6 +40,7 @@ class Vitals:
             running_max=self._running_max,
             busy=self._share(),
             node=self._place(),
+            unschedulable=self._reports.count,
         )
 
     def _share(self) -> float:

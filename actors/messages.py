@@ -110,7 +110,7 @@ class HostStatus(msgspec.Struct, frozen=True):
 
     ``state``: recovering until the open executions of a former life were taken over; draining: takes no new
     ones, and gives away what it has. ``busy``: share of one CPU its process used lately. ``running_max``: the
-    executions it admits at once.
+    executions it admits at once. ``unschedulable``: nodes of executions that no machine can hold.
     """
 
     incarnation: str
@@ -121,6 +121,7 @@ class HostStatus(msgspec.Struct, frozen=True):
     running_max: int = 0
     busy: float = 0.0
     node: str = ""
+    unschedulable: int = 0
 
 
 _REFUSALS: dict[str, type[DomainError]] = {

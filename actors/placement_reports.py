@@ -31,6 +31,11 @@ class PlacementReports:
         self._missing: dict[tuple[ExecutionActor, NodeId], dict[int, tuple[str, ...]]] = {}
         self._aside: WeakSet[ExecutionActor] = WeakSet()
 
+    @property
+    def count(self) -> int:
+        """Nodes without a place to run."""
+        return len(self._missing)
+
     def teller(self, actor: ExecutionActor, node_id: NodeId, attempt: int) -> Tell:
         """What one call of a node (one item of a map) tells about its place."""
         number = next(self._numbers)

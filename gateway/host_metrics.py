@@ -15,6 +15,7 @@ _PER_HOST = {
     "in_memory": "Executions in the host's memory.",
     "admitted": "Executions that have a place on the host.",
     "queued": "Executions that wait for a place on the host.",
+    "unschedulable": "Nodes of executions that no machine of the cluster can hold.",
     "busy": "Share of one CPU the host's process uses.",
 }
 

@@ -31,7 +31,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state``: starting, recovering, running, draining; broken (its process is gone, or on its way back),
     silent (it gives no answer), unknown (it holds executions, and there is no such host). ``busy``: share of
-    one CPU. ``queued``: executions that wait for a place on it.
+    one CPU. ``queued``: executions that wait for a place on it. ``unschedulable``: nodes of executions that
+    no machine can hold.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     admitted: int
     queued: int
     running_max: int
+    unschedulable: int
     busy: float
 
 
@@ -92,6 +94,7 @@ _HOST = {
     "admitted": 305,
     "queued": 0,
     "running_max": 1000,
+    "unschedulable": 0,
     "busy": 0.41,
 }
 _EXAMPLE = {
