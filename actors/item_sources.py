@@ -64,13 +64,22 @@ class ItemStream:
             self._rest = islice(self._items, 0, None, every)
         taken: list[msgspec.Raw] = []
         size = 0
-        for item in islice(self._rest, count):
-            taken.append(msgspec.Raw(item))
-            size += len(item)
-            if size >= bytes_max:
-                break
+        try:
+            for item in islice(self._rest, count):
+                taken.append(msgspec.Raw(item))
+                size += len(item)
+                if size >= bytes_max:
+                    break
+        except BaseException:
+            # Python ends a generator that raised; the next read must not take that for the source's end.
+            self._rest = iter(self._broken, b"")
+            raise
         self._at += len(taken)
         return taken
+
+    @staticmethod
+    def _broken() -> bytes:
+        raise SourceFault("reading failed before: open the source again")
 
     def skip(self, count: int) -> None:
         """Leave out the next ``count`` items; before the first ``read`` this is cheap where it can be."""
@@ -137,15 +146,15 @@ def _of_value(source: MapSource, access: SourceAccess) -> ItemStream:
 def _of_records(files: list[SourceFile], shard: tuple[int, int] | None) -> ItemStream:
     counts: list[int | None] = [None] * len(files)
     if len(files) <= COUNTED_FILES_MAX:
-        counts = [count_items(file, scan=file.is_near) for file in files]
+        counts = [None if file.is_copied else count_items(file, scan=file.is_near) for file in files]
     total = None if None in counts else sum(cast("list[int]", counts))
 
     def items(skip: int) -> Iterator[bytes]:
         for file, count in zip(files, counts, strict=True):
-            if count is not None:
-                if skip < count:
+            if count is not None or file is files[-1]:
+                if count is None or skip < count:
                     yield from read_items(file, skip)
-                skip = max(0, skip - count)
+                skip = max(0, skip - (count or 0))
                 continue
             for item in read_items(file):
                 if skip:

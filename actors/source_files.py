@@ -59,7 +59,8 @@ class SourceAccess(msgspec.Struct, frozen=True, kw_only=True):
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file. ``uri``: what a node would open it by. ``mark``: another one means another content.
 
-    ``format`` is empty for a file that holds no records. ``is_near``: reading all of it costs little.
+    ``format`` is empty for a file that holds no records. ``is_near``: reading all of it costs little;
+    ``is_copied``: opening it costs as much as reading all of it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     is_gzipped: bool = False
     size: int | None = None
     is_near: bool = False
+    is_copied: bool = False
 
     def open(self) -> BinaryIO:
         return self.opener()
@@ -202,6 +204,7 @@ def _web_file(url: str, access: SourceAccess) -> SourceFile:
         format=known,
         is_gzipped=is_gzipped,
         size=head.size,
+        is_copied=known in SEEKS,
     )
 
 

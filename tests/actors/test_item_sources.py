@@ -224,6 +224,16 @@ def test_a_changed_file_has_another_fingerprint_and_is_not_read_on(access: Sourc
         before.read(1, MIB)
 
 
+def test_a_stream_that_failed_does_not_look_like_one_at_its_end(access: SourceAccess) -> None:
+    name = _write(access, "in.jsonl", "1\n2\nnul\n")
+    with closing(open_source(MapSource(uri=name), access)) as stream:
+        with pytest.raises(SourceFault, match="line 3"):
+            stream.read(10, MIB)
+        for _ in range(2):
+            with pytest.raises(SourceFault, match="open the source again"):
+                stream.read(10, MIB)
+
+
 def test_a_closed_stream_is_at_its_end(access: SourceAccess) -> None:
     stream = open_source(MapSource(uri=_write(access, "in.jsonl", "1\n2\n")), access)
     stream.read(1, MIB)
@@ -455,6 +465,7 @@ def test_parquet_of_a_web_server_is_read(access: SourceAccess, server: _Server, 
     server.content = (tmp_path / "x.parquet").read_bytes()
     allowed = msgspec.structs.replace(access, egress_allow="127.0.0.1")
     assert _all(_url(server, "x.parquet"), allowed) == [{"a": 1}, {"a": 2}]
+    assert _all(_url(server, "x.parquet"), allowed, skip=1) == [{"a": 2}]
 
 
 # --- memory -------------------------------------------------------------------------------------------
