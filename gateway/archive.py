@@ -189,13 +189,15 @@ class Archive:
     ) -> Iterator[tuple[ArchivedPart, list[Recorded]]]:
         """Write what may go of ``span``, part by part."""
         chosen: list[Candidate] = []
+        events = 0
         after: Candidate | None = None
         while page := retention.candidates(self._store, before, span, after):
             for one in page:
-                if chosen and sum(each.events for each in chosen) + one.events > part_events:
+                if chosen and events + one.events > part_events:
                     yield self._write(before, chosen)
-                    chosen = []
+                    chosen, events = [], 0
                 chosen.append(one)
+                events += one.events
             after = page[-1]
         if chosen:
             yield self._write(before, chosen)
