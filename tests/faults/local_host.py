@@ -16,17 +16,20 @@ import msgspec
 from actors import step_context
 from actors.agent_nodes import AgentNodes
 from actors.agents.home import AgentSettings
+from actors.chunk_run import run_chunk
 from actors.client import ExecutionClient
 from actors.egress_transport import VettedClientFactory
+from actors.environment_pools import EnvironmentPools
 from actors.host import Host
 from actors.host_config import HostConfig
 from actors.host_link import HostLink
+from actors.maps import Maps
 from actors.performer import Performer
 from actors.source_files import SourceAccess
 from actors.step_call import StepCall, StepOutcome
 from actors.step_context import StepContext
+from actors.step_execution import AsyncSteps
 from actors.supervision import Readiness
-from actors.worker_pool import WorkerPool
 from gateway.context import Gateway
 from runtime.blob_store import BlobStore
 from runtime.commands import StartExecution
@@ -40,7 +43,17 @@ class ThreadPool:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
-    async def run(self, call: StepCall) -> StepOutcome:
+    @property
+    def workers_max(self) -> int:
+        return 2
+
+    async def run(self, call: StepCall, tell: object = None) -> StepOutcome:
+        del tell  # nothing here can lack a place
+        if call.chunk is not None:
+            context = StepContext(call, lambda: self._blobs)
+            return await asyncio.to_thread(
+                run_chunk, call, call.chunk, context, AsyncSteps(), lambda: self._blobs
+            )
         return StepOutcome(output=await asyncio.to_thread(self._run, call), started=True)
 
     def _run(self, call: StepCall) -> Any:
@@ -61,13 +74,15 @@ class LocalHost(Host):
         if self._started is None:
             await super()._start()
             blobs = BlobStore(self.config.blob_url)
+            pool = cast(EnvironmentPools, ThreadPool(blobs))
             self._performer = Performer(
-                cast(WorkerPool, ThreadPool(blobs)),
+                pool,
                 blobs,
                 VettedClientFactory("127.0.0.1"),
                 SourceAccess(blobs=blobs, files_root=self._files_root, egress_allow="127.0.0.1"),
                 self.owner,
             )
+            self._maps = Maps(self.config, self, self._performer, pool, blobs, self._reports)
             self._agents = AgentNodes(self._performer, self._children, blobs, self.config.agents, self.owner)
 
 
