@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from actors import step_context
+from actors import step_call, step_context
 from actors.agent_nodes import AgentNodes
 from actors.agents.home import AgentSettings
 from actors.chunk_run import run_chunk
@@ -26,7 +26,7 @@ from actors.host_link import HostLink
 from actors.maps import Maps
 from actors.performer import Performer
 from actors.source_files import SourceAccess
-from actors.step_call import StepCall, StepOutcome
+from actors.step_call import ChunkCall, StepCall, StepOutcome
 from actors.step_context import StepContext
 from actors.step_execution import AsyncSteps
 from actors.supervision import Readiness
@@ -50,11 +50,13 @@ class ThreadPool:
     async def run(self, call: StepCall, tell: object = None) -> StepOutcome:
         del tell  # nothing here can lack a place
         if call.chunk is not None:
-            context = StepContext(call, lambda: self._blobs)
-            return await asyncio.to_thread(
-                run_chunk, call, call.chunk, context, AsyncSteps(), lambda: self._blobs
-            )
+            return await asyncio.to_thread(self._run_chunk, call, call.chunk)
         return StepOutcome(output=await asyncio.to_thread(self._run, call), started=True)
+
+    def _run_chunk(self, call: StepCall, chunk: ChunkCall) -> StepOutcome:
+        context = StepContext(call, lambda: self._blobs)
+        outcome = run_chunk(call, chunk, context, AsyncSteps(), lambda: self._blobs)
+        return step_call.decode_outcome(step_call.encode(outcome))  # as it comes from another process
 
     def _run(self, call: StepCall) -> Any:
         module, _, name = call.function.partition(":")
