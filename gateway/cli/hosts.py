@@ -40,6 +40,9 @@ def show(context: typer.Context, as_json: AsJson = False, url: Url = None, api_k
             for host in found["hosts"]
         ],
     )
+    lost = sum(host["unschedulable"] for host in found["hosts"])
+    if lost:
+        note(f"{lost} nodes of executions fit on no machine; `heliograph status EXECUTION` says why")
     living = [node for node in found["nodes"] if node["is_alive"]]
     cpus = sum(node["resources"].get("CPU", 0) for node in living)
     note(f"{len(living)} nodes with {cpus:g} CPUs; {found['hosts_min']} to {found['hosts_max']} hosts")

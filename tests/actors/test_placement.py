@@ -14,6 +14,8 @@ from ray.cluster_utils import Cluster
 
 from actors import adoption, supervision
 from actors.client import ExecutionClient
+from actors.environment_pools import EnvironmentPools
+from actors.environments import Environments
 from actors.host_config import HostConfig
 from actors.ray_settings import RaySettings
 from actors.step_call import StepCall, StepOutcome, WorkerLimits
@@ -23,6 +25,7 @@ from runtime import events
 from runtime.blob_store import BlobStore
 from runtime.errors import Overloaded
 from runtime.ids import ExecutionId, NodeId
+from runtime.packages import MEDIA_TYPE, Code, build_package
 from runtime.placement import Resources
 from tests.actors.household import Desk, Household, cancel, run, start, start_message, until
 
@@ -151,6 +154,36 @@ def test_steps_that_can_not_be_placed_use_up_nobody_elses_turn(cluster: Any) -> 
         return outcome.output
 
     assert in_pool(work)["gpus"] == ""
+
+
+def test_a_package_travels_to_the_machine_that_runs_it(cluster: Any, tmp_path: Path) -> None:
+    blobs = BlobStore(f"file://{tmp_path}")
+    package = blobs.put_bytes(
+        build_package({"far.py": b"from tests.actors.sample_steps import *\n"}), MEDIA_TYPE
+    )
+    step = StepCall(
+        execution_id=ExecutionId("e1"),
+        node_id=NodeId("n1"),
+        attempt=1,
+        key="e1:n1:1",
+        function="far:where_am_i",
+        arguments={},
+        code=Code(package=package.sha256),
+        resources=Resources(cpus=1, labels={"zone": "abroad"}),
+    )
+
+    async def work() -> StepOutcome:
+        pools = EnvironmentPools(SETTINGS, Environments(blobs))
+        try:
+            async with asyncio.timeout(60):
+                return await pools.run(step)
+        finally:
+            await pools.close()
+
+    cluster.add_node(num_cpus=1, labels={"zone": "abroad"})
+    outcome = asyncio.run(work())
+    assert outcome.error is None
+    assert outcome.output["labels"]["zone"] == "abroad"
 
 
 # --- executions ---------------------------------------------------------------------------------------
