@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any, BinaryIO, Protocol, cast
 
 import msgspec
@@ -32,6 +31,9 @@ VALUE_BYTES_MAX = 1024 * 1024 * 1024
 """Size of a table, an array or bytes that a function gets as an argument; files have no such bound."""
 
 _BLOCK_BYTES = 1024 * 1024
+_BYTES = (bytes, bytearray, memoryview)
+_LISTS = (list, tuple)
+_PLAIN = frozenset({dict, list, str, int, float, bool, type(None)})
 
 
 class ValueCopy(Protocol):
@@ -57,7 +59,8 @@ class NotStorable(TypeError):
 
 def is_stored(value: Any) -> bool:
     """Whether a result of this kind goes to the blob store as a whole, however small it is."""
-    return isinstance(value, bytes | bytearray | memoryview) or _is_special(value)
+    # Nearly every result is plain, and this is asked of every one.
+    return type(value) not in _PLAIN and (isinstance(value, _BYTES) or _is_special(value))
 
 
 def _is_special(value: Any) -> bool:
@@ -90,7 +93,7 @@ def _write(value: Any, sink: BinaryIO) -> str:
     if isinstance(value, File):
         _copy_file(value, sink)
         return value.media_type
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BYTES):
         sink.write(memoryview(cast("bytes", value)))
         return values.BYTES
     if _is_array(value):
@@ -170,15 +173,15 @@ class Arguments:
     def __init__(self, blobs: Callable[[], BlobStore], cache: ValueCache | None = None) -> None:
         self._blobs = blobs
         self._cache = cache
-        self._stack = ExitStack()
-        self._folder = ""
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
     def __enter__(self) -> "Arguments":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def decoded(self, given: Mapping[str, Json]) -> dict[str, Any]:
         """Raises: NotFound, Diverged, Unavailable, NotInstalled; ValueError for a value that is too large."""
@@ -191,7 +194,7 @@ class Arguments:
                 return self.load(ref)
             told = cast("dict[str, Json]", value)
             return {key: self._decoded(inner) for key, inner in told.items()}
-        if isinstance(value, list | tuple):
+        if isinstance(value, _LISTS):
             return [self._decoded(inner) for inner in cast("list[Json]", value)]
         return value
 
@@ -222,10 +225,10 @@ class Arguments:
         return memoryview(data).toreadonly()
 
     def _copied(self, ref: BlobRef) -> File:
-        if not self._folder:
-            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="heliograph-"))
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="heliograph-")
         self._files += 1
-        path = os.path.join(self._folder, str(self._files))
+        path = os.path.join(self._folder.name, str(self._files))
         with open(path, "xb") as copy:
             for block in self._blobs().open_reader(ref):
                 copy.write(block)

@@ -123,12 +123,9 @@ def execute(
 def _outcome(
     result: Any, blobs: Callable[[], BlobStore], cache: ValueCache | None, output_bytes_max: int
 ) -> StepOutcome:
-    def keep(value: Any) -> dict[str, Any]:
-        return store(value, blobs(), cache)
-
     if is_stored(result):
-        return StepOutcome(output=keep(result), started=True)
-    data = encode_result(result, keep)
+        return StepOutcome(output=store(result, blobs(), cache), started=True)
+    data = encode_result(result, lambda value: store(value, blobs(), cache))
     if len(data) > output_bytes_max:
         return StepOutcome(output_ref=blobs().put_bytes(data, "application/json"), started=True)
     return StepOutcome(output=msgspec.Raw(data), started=True)
@@ -161,9 +158,8 @@ def encode_result(result: Any, keep: Callable[[Any], Json] | None = None) -> byt
     Raises: Unserialisable, naming the path and type of the first value that can't be expressed; what ``keep``
     raises for the storage's faults.
     """
-    hook = None if keep is None else within_json(keep)
     try:
-        return msgspec.json.encode(result, enc_hook=hook)
+        return msgspec.json.encode(result, enc_hook=None if keep is None else within_json(keep))
     except RecursionError:
         raise Unserialisable(
             "the result is nested too deeply, or contains itself: JSON can't express it"

@@ -25,11 +25,9 @@ def marker(ref: BlobRef) -> dict[str, Any]:
 
 def value_ref(value: Json) -> BlobRef | None:
     """Where the value is that ``value`` stands for; None when it is no marker."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or MARKER not in value or len(cast("dict[str, Any]", value)) != 1:
         return None
     told = cast("dict[str, Any]", value)
-    if len(told) != 1 or MARKER not in told:
-        return None
     try:
         return msgspec.convert(told[MARKER], BlobRef)
     except msgspec.ValidationError:
