@@ -162,12 +162,18 @@ def _refuse_unusable_store(settings: Settings) -> None:
         if not settings.store:
             Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
         with waiting(f"opening {shown}"):
-            EventLog.open(settings.store_env).close()
+            EventLog.open(settings.store_env | _whole_pool(settings)).close()
     except ValueError as error:
         raise usage(f"HELIOGRAPH_STORE: {error}") from None
     except (OSError, Unavailable) as error:
         hint = "`heliograph doctor` says what to correct."
         raise CliFailure(f"the store {shown} can't be used: {error}", hint) from None
+
+
+def _whole_pool(settings: Settings) -> dict[str, str]:
+    """Opening the log with all that this server and its own hosts may come to hold, it is refused at once."""
+    hosts = 0 if settings.ray_address else max(1, settings.hosts)
+    return {"POSTGRES_MAX_OVERFLOW": str(settings.store_pool * (1 + hosts) - 1)}
 
 
 def free_port() -> int:
