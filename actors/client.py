@@ -156,9 +156,11 @@ class ExecutionClient:
         if owner is None:
             raise NotFound("execution not found")
         link = self._links.get(owner)
-        if link is None:
-            raise Moved(f"host {owner} is away; its executions are being taken over")
-        return link
+        if link is not None:
+            return link
+        if self._order and not await asyncio.to_thread(self._log.is_open, execution_id):
+            return self._next_link()  # its host has ended since: about what is over any other knows as much
+        raise Moved(f"host {owner} is away; its executions are being taken over")
 
     async def follow(
         self, execution_id: str, after: Position = START, *, deltas: bool = False

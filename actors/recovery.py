@@ -45,18 +45,28 @@ class Recovery:
         self._wake_ups = wake_ups
         self._home = home
         self._permits = asyncio.Semaphore(RECOVERIES_AT_ONCE_MAX)
+        self._taking_over: set[HostName] = set()
 
     async def take_over(self, owner: HostName, held: frozenset[str] = frozenset()) -> None:
         """Bring back every open execution of ``owner`` that must be (see above); done when they are here.
 
         ``held``: those it keeps. What was doing something comes before what only waits.
         """
-        for waiting in (False, True) if owner != self._name else (False,):
-            after = ""
-            while page := await self._open_page(owner, after, waiting=waiting):
-                taken = [execution_id for execution_id in page if execution_id not in held]
-                await asyncio.gather(*[await self._begin(execution_id) for execution_id in taken])
-                after = page[-1]
+        if owner in self._taking_over:
+            return  # asked again before it was done
+        self._taking_over.add(owner)
+        try:
+            for waiting in (False, True) if owner != self._name else (False,):
+                await self._take_over(owner, held, waiting=waiting)
+        finally:
+            self._taking_over.discard(owner)
+
+    async def _take_over(self, owner: HostName, held: frozenset[str], *, waiting: bool) -> None:
+        after = ""
+        while page := await self._open_page(owner, after, waiting=waiting):
+            taken = [execution_id for execution_id in page if execution_id not in held]
+            await asyncio.gather(*[await self._begin(execution_id) for execution_id in taken])
+            after = page[-1]
 
     async def look_at_waiting(self) -> None:
         """Bring back those of our own waiting executions for which something is due in truth."""

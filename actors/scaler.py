@@ -110,9 +110,9 @@ class Scaler:
             except (RayError, TimeoutError) as error:
                 log.warning("draining goes on later", host=link.name, error=str(error)[:200])
                 continue
-            if holders.get(link.name, 0) > len(held):
+            if link.name in holders:
                 await self._roster.links[heir].send(messages.Adopt(link.name, held))
-            elif not held and link.name not in holders and link.status and link.status.state == "draining":
+            elif not held and link.status is not None and link.status.state == "draining":
                 await self._end(link.name)
 
     async def end_lost(self, holders: Mapping[HostName, int], now: float) -> None:

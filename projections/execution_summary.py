@@ -278,6 +278,11 @@ def owner_of(store: Reader, execution_id: str) -> HostName | None:
     return HostName(found[0][0]) if found else None
 
 
+def is_open(store: Reader, execution_id: str) -> bool:
+    sql = "SELECT 1 FROM executions WHERE execution_id = ? AND ended_at IS NULL"
+    return bool(store.query(sql, (execution_id,)))
+
+
 def owners(store: Reader) -> dict[HostName, int]:
     return {HostName(owner): count for owner, count in store.query(OWNERS)}
 

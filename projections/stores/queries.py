@@ -35,6 +35,9 @@ class Queries:
     def owner_of(self, execution_id: str) -> HostName | None:
         return execution_summary.owner_of(self, execution_id)
 
+    def is_open(self, execution_id: str) -> bool:
+        return execution_summary.is_open(self, execution_id)
+
     def owners(self) -> dict[HostName, int]:
         return execution_summary.owners(self)
 

@@ -11,10 +11,10 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import client as client_module
-from actors import host_link
+from actors import host_link, messages
 from actors.client import ExecutionClient, LaggedBehind
 from actors.host import Host
-from actors.host_link import HostLink
+from actors.host_link import HostLink, Moved
 from actors.messages import Delta
 from runtime import commands
 from runtime.blob_store import BlobStore
@@ -389,5 +389,61 @@ def test_executions_of_a_queue_go_to_one_host_and_few_queues_move_when_a_host_go
                 after = await homes_of(home, gateway)
                 moved = {key for key in keys if before[key] != after[key]}
                 assert moved == {key for key in keys if before[key] == "host-1"}
+
+    run(story())
+
+
+def test_a_message_follows_its_execution_from_a_host_that_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(WAITING)
+            hosts = {"host-0": home.host("host-0"), "host-1": home.host("host-1")}
+            async with Gateway(home, **hosts) as gateway:
+                ids = [await gateway.start("waiting") for _ in range(2)]
+                [lost] = [i for i in ids if home.log.owner_of(i) == "host-0"]
+                await home.recorded(lost, "node_waiting")
+                gateway.handles["host-0"].host = None
+                signalled = asyncio.ensure_future(gateway.signal(lost))
+                link = gateway.links[HostName("host-0")]
+                await until(lambda: not link.is_reachable, "the loss is noticed")
+                await gateway.links[HostName("host-1")].send(messages.Adopt("host-0"))
+                link.release(Moved("host-0 is lost"))
+                await signalled
+                assert (await home.ended(lost)).status == "completed"
+                home.verified(settled=False)
+
+    run(story())
+
+
+def test_any_host_answers_for_an_execution_whose_host_has_ended_since(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(WAITING)
+            hosts = {"host-0": home.host("host-0"), "host-1": home.host("host-1")}
+            async with Gateway(home, **hosts) as gateway:
+                ids = [await gateway.start("waiting") for _ in range(2)]
+                for execution_id in ids:
+                    await gateway.signal(execution_id)
+                    await home.ended(execution_id)
+                gateway.handles["host-0"].host = None
+                link = gateway.links.pop(HostName("host-0"))
+                gateway.client.connect(gateway.links, gateway.no_dedicated, are_all=False)
+                link.close()
+                for execution_id in ids:
+                    with pytest.raises(InvalidTransition):
+                        await gateway.signal(execution_id)
+
+    run(story())
+
+
+def test_a_start_passes_by_a_host_that_is_leaving(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(WAITING)
+            hosts = {"host-0": home.host("host-0"), "host-1": home.host("host-1")}
+            async with Gateway(home, **hosts) as gateway:
+                await hosts["host-0"].drain(60)
+                ids = [await gateway.start("waiting") for _ in range(4)]
+                assert {home.log.owner_of(i) for i in ids} == {"host-1"}
 
     run(story())

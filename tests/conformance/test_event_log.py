@@ -426,6 +426,8 @@ def test_open_executions_and_owners_follow_the_streams(log: EventLog) -> None:
     assert log.open_executions(HOST, limit=1) == [execution_id(2)]
     assert log.open_executions(HostName("nobody")) == []
     assert log.owners() == {HOST: 2, HostName("host-2"): 1}
+    assert log.is_open(execution_id(2))
+    assert not log.is_open("nobody")
 
 
 def test_owners_are_counted_up_to_a_bound(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
