@@ -187,7 +187,24 @@ def test_a_marker_stays_a_marker_in_expressions() -> None:
     assert value.evaluate({"nodes": {"a": marker}}) == {"table": marker, "type": values.BYTES}
 
 
-@pytest.mark.parametrize("value", [None, 3, {}, {"$blob": 1}, {"$blob": {"sha256": "a", "size": 1}, "b": 2}])
+_TOLD = {"sha256": "0" * 64, "size": 1, "media_type": "text/csv"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        {},
+        {"$blob": 1},
+        {"$blob": _TOLD, "b": 2},
+        {"$blob": _TOLD | {"sha256": "../../etc"}},
+        {"$blob": _TOLD | {"size": -1}},
+        {"$blob": _TOLD | {"media_type": "text/csv\r\nSet-Cookie: a=b"}},
+        {"$blob": _TOLD | {"media_type": "text/csv; a=ä"}},
+        {"$blob": _TOLD | {"media_type": "csv"}},
+    ],
+)
 def test_what_only_looks_like_a_marker_is_plain_json(worker: StepWorker, value: Json) -> None:
     assert values.value_ref(value) is None
     if isinstance(value, dict):
@@ -198,6 +215,8 @@ def test_the_media_type_of_a_file_must_be_known() -> None:
     assert step_context.File("a.parquet.gz", "application/x-own").media_type == "application/x-own"
     with pytest.raises(ValueError, match="give its media_type"):
         step_context.File("a.unknown-suffix")
+    with pytest.raises(ValueError, match="is not a media type"):
+        step_context.File("a.csv", "text/csv\n")
 
 
 def test_workers_load_no_library_of_tables_before_they_need_one() -> None:
