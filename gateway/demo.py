@@ -30,9 +30,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gateway.cli.connection import Server, Target
+from gateway.cli.connection import Server
 from gateway.cli.executions import is_terminal
 from gateway.cli.server import embedded_runtime
+from gateway.target import Target
 
 KILL_AT_SHARE = 0.5
 """The host is killed when this share of the files is recorded."""

@@ -6,70 +6,51 @@ credentials file that a server on the embedded default keeps in its data directo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.cli.failures import CliFailure, usage
+from gateway.target import Target, find_target
 
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 60.0
-STREAM_SILENCE_SECONDS = 60.0
-"""The server sends a keep-alive every 15 s; this much silence means that it is gone."""
-RECONNECTS_MAX = 10
-"""Times in a row that a stream is taken up again without having brought anything."""
+    from gateway.client.errors import ClientError, Refused
 
+CONNECT_SECONDS = 3.0
 
 Event = dict[str, Any]
 """One recorded event as the audit API shows it."""
 
 
-class Target(NamedTuple):
-    """``was_named``: a person or the environment chose the address, so nothing else may answer instead."""
-
-    url: str
-    api_key: str
-    was_named: bool
-
-
 def target(url: str | None, api_key: str | None) -> Target:
     """Where to send requests, and with which key ('' when there is none)."""
-    from gateway.cli.settings import load_settings
-    from gateway.credentials import read_credentials
+    import os
 
-    settings = load_settings()
-    kept = read_credentials(settings.data_dir)
-    address = (url or (kept.url if kept else f"http://{settings.host}:{settings.port}")).rstrip("/")
-    if not address.startswith(("http://", "https://")):
-        raise usage(f"--url: {address!r} is no http or https address", "For example: http://127.0.0.1:8080")
-    # A key that was kept for one server is never sent to another.
-    kept_key = kept.api_key if kept and kept.url.rstrip("/") == address else ""
-    return Target(address, api_key or kept_key, bool(url))
+    from gateway.settings import SettingFault
+
+    try:
+        return find_target(url, api_key, os.environ)
+    except SettingFault as fault:
+        raise usage(str(fault), "Change or unset it; the README lists every setting.") from None
+    except ValueError as fault:
+        raise usage(f"--url: {fault}", "For example: http://127.0.0.1:8080") from None
 
 
 class Server:
     """One server, spoken to over HTTP. Every method raises CliFailure and nothing else."""
 
     def __init__(self, where: Target, transport: httpx.BaseTransport | None = None) -> None:
-        import httpx
+        from gateway.client.drivers import Driver
 
         self.url = where.url
         self._has_key = bool(where.api_key)
-        headers = {"X-API-Key": where.api_key} if where.api_key else {}
-        self._client = httpx.Client(
-            base_url=where.url,
-            headers=headers,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            follow_redirects=False,
-            transport=transport,
-        )
+        # A person who waits sees a failure at once, and repeats the command.
+        self._driver = Driver(where, patience_seconds=0, transport=transport)
 
     def close(self) -> None:
-        self._client.close()
+        self._driver.close()
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         return self._ask("GET", path, params=_given(query))
@@ -91,16 +72,12 @@ class Server:
 
     def download(self, path: str, **query: Any) -> Iterator[bytes]:
         """The body of an answer, in pieces as they come."""
-        import httpx
+        from gateway.client.calls import Call
+        from gateway.client.procedures import blocks
 
-        try:
-            with self._client.stream("GET", path, params=_given(query)) as response:
-                if not response.is_success:
-                    response.read()
-                    raise self._refusal(response)
-                yield from response.iter_bytes()
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
+        with self._told():
+            call = Call(method="GET", path=path, read=bytes, query=_given(query))
+            yield from self._driver.iterate(blocks(call))
 
     def start(self, flow: str, input_data: dict[str, Any], idempotency_key: str | None) -> dict[str, Any]:
         """Start an execution by the executions contract (3.1)."""
@@ -115,12 +92,13 @@ class Server:
 
     def is_up(self) -> bool:
         """Whether a Heliograph server answers there, ready or not."""
-        import httpx
+        from gateway.client.errors import ClientError
 
         try:
-            return self._client.get("/health", timeout=CONNECT_SECONDS).is_success
-        except httpx.HTTPError:
+            self._driver.exchange("GET", "/health", timeout=CONNECT_SECONDS)
+        except ClientError:
             return False
+        return True
 
     def events(
         self, path: str, after: int = 0, is_last: Callable[[Event], bool] | None = None
@@ -130,79 +108,59 @@ class Server:
         A broken connection is taken up where it broke. So is one that the server ended early, because this
         reader fell behind or the server stops; when it brought nothing at all, there was nothing left.
         """
-        import httpx
-        from httpx_sse import SSEError, connect_sse
+        from gateway.client.calls import Call, reader
+        from gateway.client.procedures import follow
 
-        last, idle_attempts = after, 0
-        timeout = httpx.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
-        while True:
-            headers = {"Last-Event-ID": str(last)} if last else {}
-            before = last
-            try:
-                with connect_sse(self._client, "GET", path, headers=headers, timeout=timeout) as source:
-                    if not source.response.is_success:
-                        source.response.read()
-                        raise self._refusal(source.response)
-                    for sent in source.iter_sse():
-                        if not sent.data:
-                            continue  # the line that says how soon to come back
-                        event: Event = sent.json()
-                        last, idle_attempts = int(sent.id), 0
-                        yield event
-                        if is_last is not None and is_last(event):
-                            return
-                if is_last is not None and last == before:
-                    return
-                interruption: httpx.TransportError = httpx.RemoteProtocolError("the server ended the stream")
-            except SSEError as error:
-                raise CliFailure(f"{self.url}{path} sent no event stream: {error}") from None
-            except httpx.TransportError as error:
-                if isinstance(error, httpx.ConnectError) and not last:
-                    raise self._unreachable(error) from None
-                interruption = error
-            idle_attempts += 1
-            if idle_attempts > RECONNECTS_MAX:
-                raise self._unreachable(interruption)
-            _pause(min(0.1 * 2**idle_attempts, 5.0))
+        with self._told():
+            call = Call(method="GET", path=path, read=reader(dict[str, Any]))
+            yield from self._driver.iterate(follow(call, after, is_last))
 
     def _ask(
         self, method: str, path: str, *, unknown: CliFailure | None = None, **request: Any
     ) -> dict[str, Any]:
         """``unknown``: what a 404 means, when it's clearer than the server's own words."""
-        import httpx
+        import msgspec
 
-        try:
-            with waiting(f"waiting for {self.url}"):
-                response = self._client.request(method, path, **request)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from None
-        if response.status_code == 404 and unknown is not None:
-            raise unknown
-        if not response.is_success:
-            raise self._refusal(response)
-        if response.status_code == 204:
+        with self._told(unknown), waiting(f"waiting for {self.url}"):
+            body = self._driver.exchange(method, path, **request)
+        if not body:
             return {}
         try:
-            return cast("dict[str, Any]", response.json())
-        except json.JSONDecodeError:
+            return cast("dict[str, Any]", msgspec.json.decode(body))
+        except msgspec.DecodeError:
             raise CliFailure(f"{self.url} did not answer in JSON: is it a Heliograph server?") from None
 
-    def _unreachable(self, error: httpx.TransportError) -> CliFailure:
-        import httpx
+    @contextmanager
+    def _told(self, unknown: CliFailure | None = None) -> Generator[None]:
+        """Errors of the client inside, as a person is told them."""
+        from gateway.client.errors import ClientError, NotFound
 
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return CliFailure(
-                f"no server answers at {self.url}",
-                "Start one with `heliograph serve`, or name another with --url or HELIOGRAPH_URL.",
-            )
-        if isinstance(error, httpx.TimeoutException):
-            return CliFailure(f"{self.url} did not answer in time", "Try again; see its logs if it goes on.")
-        return CliFailure(f"the connection to {self.url} broke: {error}", "Is the server still running?")
+        try:
+            yield
+        except ClientError as error:
+            if unknown is not None and isinstance(error, NotFound):
+                raise unknown from None
+            raise self._failure(error) from None
 
-    def _refusal(self, response: httpx.Response) -> CliFailure:
-        problem = _problem(response)
-        detail = _told(problem.get("message") or problem.get("detail")) or response.reason_phrase
-        match response.status_code:
+    def _failure(self, error: ClientError) -> CliFailure:
+        from gateway.client.errors import Refused, Unreachable
+
+        match error:
+            case Refused():
+                return self._refusal(error)
+            case Unreachable() if not error.was_sent:
+                return CliFailure(
+                    error.message,
+                    "Start one with `heliograph serve`, or name another with --url or HELIOGRAPH_URL.",
+                )
+            case Unreachable():
+                return CliFailure(error.message, "Is the server still running? Its log says more.")
+            case _:
+                return CliFailure(str(error))
+
+    def _refusal(self, refused: Refused) -> CliFailure:
+        detail = refused.message
+        match refused.status:
             case 401 if not self._has_key:
                 return CliFailure(
                     f"{self.url} asks for an API key",
@@ -219,19 +177,19 @@ class Server:
                     f"this API key may not do that: {detail}", "Use a key with the scope it takes."
                 )
             case 429 | 503:
-                wait = response.headers.get("Retry-After", "")
-                hint = f"Try again in {wait} s." if wait else "Try again."
+                wait = refused.retry_after
+                hint = f"Try again in {wait:g} s." if wait is not None else "Try again."
                 return CliFailure(f"the server refuses for now: {detail}", hint)
             case 422:
-                return CliFailure(*_broken_rules(detail, problem))
+                return CliFailure(_broken_rules(refused))
             case status if status >= 500:
-                correlation = response.headers.get("X-Correlation-Id", "")
+                known = refused.correlation_id
                 return CliFailure(
                     f"the server failed ({status}): {detail}",
-                    f"Its log has more under {correlation}." if correlation else "See its log.",
+                    f"Its log has more under {known}." if known else "See its log.",
                 )
             case _:
-                return CliFailure(detail, _HINTS.get(str(problem.get("code", "")), ""))
+                return CliFailure(detail, _HINTS.get(refused.code, ""))
 
 
 _HINTS = {
@@ -243,38 +201,18 @@ _HINTS = {
 }
 
 
-def _problem(response: httpx.Response) -> dict[str, Any]:
-    """The envelope of the gateway's own APIs, or the contract's: ``{"error": {...}}``, ``{"detail": ""}``."""
-    try:
-        body: Any = response.json()
-    except ValueError:
-        return {}
-    if not isinstance(body, dict):
-        return {}
-    fields = cast("dict[str, Any]", body)
-    error = fields.get("error")
-    return cast("dict[str, Any]", error) if isinstance(error, dict) else fields
-
-
-def _told(detail: Any) -> str:
-    """A text; a list of what is wrong where becomes one (workflows contract 2)."""
-    if not isinstance(detail, list):
-        return str(detail or "")
-    faults = cast("list[dict[str, Any]]", detail)
-    return "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in faults)
-
-
-def _broken_rules(detail: str, problem: Mapping[str, Any]) -> tuple[str, str]:
-    rules = [describe_rule(rule) for rule in problem.get("details") or ()]
+def _broken_rules(refused: Refused) -> str:
+    rules = [describe_rule(rule) for rule in refused.details]
     if not rules:
-        return detail, ""
-    return rules[0] if len(rules) == 1 else f"{len(rules)} rules are broken:\n  " + "\n  ".join(rules), ""
+        return refused.message
+    return rules[0] if len(rules) == 1 else f"{len(rules)} rules are broken:\n  " + "\n  ".join(rules)
 
 
 def describe_rule(rule: Mapping[str, Any]) -> str:
     """``node a, field retry.attempts: must be ...`` of one broken rule."""
-    places = [f"{name} {rule[name]}" for name in ("node", "field") if rule.get(name)]
-    return f"{', '.join(places) or 'flow'}: {rule.get('rule', '')}"
+    from gateway.client import errors
+
+    return errors.describe_rule(rule)
 
 
 def segment(text: str) -> str:
@@ -286,12 +224,6 @@ def segment(text: str) -> str:
 
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
-
-
-def _pause(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)
 
 
 @contextmanager

@@ -138,8 +138,9 @@ def without_password(url: str) -> str:
 
 
 def _port(settings: Settings) -> Finding:
-    from gateway.cli.connection import Server, Target
+    from gateway.cli.connection import Server
     from gateway.cli.server import refuse_taken_port
+    from gateway.target import Target
 
     try:
         refuse_taken_port(settings)

@@ -20,7 +20,6 @@ from gateway.client.picture import Picture
 from gateway.client.progress import batch_shown, shown
 from gateway.client.publishing import Flow
 from gateway.client.tables import Table, to_arrow, to_pandas
-from gateway.client.target import find_target
 from gateway.client.views import (
     BatchSnapshot,
     EventRecord,
@@ -30,6 +29,7 @@ from gateway.client.views import (
     Sent,
     Snapshot,
 )
+from gateway.target import find_target
 
 if TYPE_CHECKING:
     import httpx

@@ -16,9 +16,9 @@ import msgspec
 from gateway.client import calls
 from gateway.client.calls import Upload
 from gateway.client.errors import BatchNotCompleted, ItemFailed
-from gateway.client.procedures import PAGE, Clock, ask, consume, read_lines, wait
+from gateway.client.procedures import PAGE, Clock, ask, blocks, consume, read_lines, wait
 from gateway.client.progress import batch_shown
-from gateway.client.steps import Close, Download, Emit, Next, Procedure
+from gateway.client.steps import Emit, Procedure
 from gateway.client.tables import Table, TableBuilder
 from gateway.client.views import BatchSnapshot, FailedItem, ItemResult
 
@@ -137,10 +137,7 @@ def form_of(path: Path) -> str:
 def download(batch_id: str, path: Path) -> Procedure[Never, Path]:
     """Write all results into one file. Raises: OSError; Unreachable for a broken download."""
     with path.open("wb") as file:
-        yield Download(calls.batch_results(batch_id, form_of(path)))
-        while (block := (yield Next())) is not None:
-            file.write(block)
-        yield Close()
+        yield from consume(blocks(calls.batch_results(batch_id, form_of(path))), file.write)
     return path
 
 

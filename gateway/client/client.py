@@ -22,7 +22,6 @@ from gateway.client.picture import Picture
 from gateway.client.progress import batch_shown, shown
 from gateway.client.publishing import Flow
 from gateway.client.tables import Table, to_arrow, to_pandas
-from gateway.client.target import find_target
 from gateway.client.views import (
     BatchSnapshot,
     EventRecord,
@@ -32,6 +31,7 @@ from gateway.client.views import (
     Sent,
     Snapshot,
 )
+from gateway.target import find_target
 
 if TYPE_CHECKING:
     import httpx

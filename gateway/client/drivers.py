@@ -30,7 +30,7 @@ from tenacity import (
 from gateway.client.calls import Call
 from gateway.client.errors import ClientError, Conflict, Overloaded, Refused, Unreachable, refusal
 from gateway.client.steps import Close, Download, Emit, Listen, Next, Pause, Procedure, Run, Send, Step
-from gateway.client.target import Target
+from gateway.target import Target
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
@@ -66,12 +66,15 @@ class _Wiring:
         }
         self.patience_seconds = patience_seconds
 
-    def repeats(self, call: Call[Any]) -> dict[str, Any]:
+    def repeats(self, step: Send | Listen | Download) -> dict[str, Any]:
         """Arguments of `Retrying` and `AsyncRetrying`."""
+        call = step.call
+        # Who takes a stream up again counts the tries, and pauses between them.
+        tries = 1 if isinstance(step, Listen | Download) and step.is_again else TRIES_MAX
         return {
             "retry": retry_if_exception(lambda error: _is_worth_repeating(error, call)),
             "wait": _pause_before_next,
-            "stop": stop_after_attempt(TRIES_MAX) | stop_before_delay(self.patience_seconds),
+            "stop": stop_after_attempt(tries) | stop_before_delay(self.patience_seconds),
             "reraise": True,
         }
 
@@ -112,7 +115,7 @@ class _Wiring:
         except SSEError as error:  # a TransportError, too
             raise ClientError(f"{self.url} sent no event stream: {error}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise Unreachable(f"no server answers at {self.url}: {error}", False) from error
+            raise Unreachable(f"no server answers at {self.url}", False) from error
         except httpx.TimeoutException as error:
             raise Unreachable(f"{self.url} did not answer in time") from error
         except httpx.TransportError as error:
@@ -135,6 +138,12 @@ class Driver:
 
     def close(self) -> None:
         self._client.close()
+
+    def exchange(self, method: str, path: str, **request: Any) -> bytes:
+        """One request by httpx's own names of its parts, never repeated; the body. Raises: ClientError."""
+        with self._wiring.reaching():
+            response = self._client.request(method, path, **request)
+        return _accepted(response).content
 
     def perform(self, procedure: Procedure[Never, T]) -> T:
         """Carry it out; what it returns. Raises: what it raises."""
@@ -165,10 +174,10 @@ class Driver:
     def _do(self, step: Step[Never], source: _Source) -> Any:
         match step:
             case Send():
-                return Retrying(**self._wiring.repeats(step.call))(self._exchange, step)
+                return Retrying(**self._wiring.repeats(step))(self._exchange, step)
             case Listen() | Download():
                 source.close()
-                response = Retrying(**self._wiring.repeats(step.call))(self._open, step)
+                response = Retrying(**self._wiring.repeats(step))(self._open, step)
                 source.open(response, is_events=isinstance(step, Listen))
             case Next():
                 with self._wiring.reaching():
@@ -184,7 +193,7 @@ class Driver:
     def _exchange(self, step: Send) -> bytes:
         with self._wiring.reaching():
             response = self._client.send(self._wiring.request(self._client, step))
-        return _accepted(response, step.call).content
+        return _accepted(response, step.call.not_found).content
 
     def _open(self, step: Listen | Download) -> httpx.Response:
         with self._wiring.reaching():
@@ -194,7 +203,7 @@ class Driver:
                     response.read()
                 finally:
                     response.close()
-        return _accepted(response, step.call)
+        return _accepted(response, step.call.not_found)
 
 
 class _Source:
@@ -260,12 +269,10 @@ class AsyncDriver:
     async def _do(self, step: Step[Never], source: _AsyncSource) -> Any:
         match step:
             case Send():
-                return await AsyncRetrying(**self._wiring.repeats(step.call))(self._exchange, step)
+                return await AsyncRetrying(**self._wiring.repeats(step))(self._exchange, step)
             case Listen() | Download():
                 await source.close()
-                response: httpx.Response = await AsyncRetrying(**self._wiring.repeats(step.call))(
-                    self._open, step
-                )
+                response: httpx.Response = await AsyncRetrying(**self._wiring.repeats(step))(self._open, step)
                 source.open(response, is_events=isinstance(step, Listen))
             case Next():
                 with self._wiring.reaching():
@@ -281,7 +288,7 @@ class AsyncDriver:
     async def _exchange(self, step: Send) -> bytes:
         with self._wiring.reaching():
             response = await self._client.send(self._wiring.request(self._client, step))
-        return _accepted(response, step.call).content
+        return _accepted(response, step.call.not_found).content
 
     async def _open(self, step: Listen | Download) -> httpx.Response:
         with self._wiring.reaching():
@@ -291,7 +298,7 @@ class AsyncDriver:
                     await response.aread()
                 finally:
                     await response.aclose()
-        return _accepted(response, step.call)
+        return _accepted(response, step.call.not_found)
 
 
 class _AsyncSource:
@@ -319,9 +326,9 @@ async def _nothing() -> AsyncGenerator[Any]:
     yield
 
 
-def _accepted(response: httpx.Response, call: Call[Any]) -> httpx.Response:
+def _accepted(response: httpx.Response, not_found: str = "") -> httpx.Response:
     if not response.is_success:
-        raise refusal(response.status_code, response.content, response.headers, call.not_found)
+        raise refusal(response.status_code, response.content, response.headers, not_found)
     return response
 
 

@@ -46,7 +46,10 @@ class Unreachable(ClientError):
 
 
 class Refused(ClientError):
-    """``code`` is the envelope's, empty where the contract has none; ``retry_after`` in seconds."""
+    """``code`` is the envelope's, empty where the contract has none; ``retry_after`` in seconds.
+
+    ``correlation_id`` names the request in the server's log.
+    """
 
     def __init__(
         self,
@@ -55,16 +58,19 @@ class Refused(ClientError):
         code: str = "",
         details: Sequence[Mapping[str, Any]] = (),
         retry_after: float | None = None,
+        correlation_id: str = "",
     ) -> None:
-        super().__init__(status, message, code, details, retry_after)
+        super().__init__(status, message, code, details, retry_after, correlation_id)
         self.status = status
         self.message = message
         self.code = code
         self.details = details
         self.retry_after = retry_after
+        self.correlation_id = correlation_id
 
     def __str__(self) -> str:
-        return self.message
+        rules = "; ".join(map(describe_rule, self.details))
+        return f"{self.message} ({rules})" if rules else self.message
 
 
 class Unauthenticated(Refused):
@@ -178,11 +184,10 @@ def refusal(status: int, body: bytes, headers: Mapping[str, str], not_found: str
     if status == 404 and not_found:
         message = not_found
     details = cast("list[dict[str, Any]]", problem.get("details") or [])
-    if details:
-        message = f"{message} ({'; '.join(map(describe_rule, details))})"
     kind = _BY_STATUS.get(status, Invalid if status < 500 else ServerFailed)
     wait = _seconds(headers.get("retry-after", ""))
-    return kind(status, message, str(problem.get("code") or ""), details, wait)
+    code, correlation_id = str(problem.get("code") or ""), headers.get("x-correlation-id", "")
+    return kind(status, message, code, details, wait, correlation_id)
 
 
 def end_of(execution: Snapshot) -> NotCompleted:

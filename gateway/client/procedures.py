@@ -3,6 +3,7 @@
 States of following a stream of events, moved by what it brings:
 
     open --event--> open                           every event is handed on once, in order
+    (none) --never opens--> Unreachable            the driver repeated that as long as it is patient
     open --broken, or ended early--> pausing       the server stops, or this reader fell behind
     pausing --> open                               behind the last event that was handed on
     pausing --nothing new in RECONNECTS_MAX tries--> Unreachable
@@ -57,18 +58,23 @@ def ask(call: Call[T]) -> Procedure[Never, T]:
 
 
 def follow(
-    call: Call[E], after: int, is_last: Callable[[E], bool], is_over: Callable[[], bool] | None = None
+    call: Call[E],
+    after: int,
+    is_last: Callable[[E], bool] | None,
+    is_over: Callable[[], bool] | None = None,
 ) -> Procedure[E, None]:
     """Every event behind the id ``after``, to the last one, none missed and none twice.
 
-    ``is_over`` is asked after everything that comes, keep-alives too, and may end it early.
+    ``is_last`` None: the stream has no end. ``is_over`` is asked after everything that comes, keep-alives
+    too, and may end it early.
     """
-    last, fruitless = str(after or ""), 0
+    last, fruitless, is_again = str(after or ""), 0, False
     while True:
         before = last
         broken: ClientError | None = None
         try:
-            yield Listen(call, last)
+            yield Listen(call, last, is_again)
+            is_again = True
             while (sent := (yield Next())) is not None:
                 if is_over is not None and is_over():
                     return
@@ -77,12 +83,14 @@ def follow(
                 event = call.read(sent.data.encode())
                 last, fruitless = str(sent.id), 0
                 yield Emit(event)
-                if is_last(event):
+                if is_last is not None and is_last(event):
                     return
-        except Unreachable as error:
+        except (Unreachable, Overloaded) as error:
+            if not is_again:
+                raise  # the driver was patient; it never opened
             broken = error
         yield Close()
-        if broken is None and last == before:
+        if broken is None and is_last is not None and last == before:
             return  # the server had nothing more: the last event was before ``after``
         fruitless += 1
         if fruitless > RECONNECTS_MAX:
@@ -101,12 +109,13 @@ def read_lines(
 
     ``call_at(count)``: the request for what follows ``count`` lines, and how many of its lines were had.
     """
-    count, fruitless = 0, 0
+    count, fruitless, is_again = 0, 0, False
     while True:
         before = count
         call, known = call_at(count)
         try:
-            yield Download(call)
+            yield Download(call, is_again)
+            is_again = True
             held = b""
             while (block := (yield Next())) is not None:
                 *whole, held = (held + block).split(b"\n")
@@ -118,12 +127,22 @@ def read_lines(
                     yield Emit(decode(line))
             yield Close()
             return
-        except Unreachable:
+        except (Unreachable, Overloaded):
+            if not is_again:
+                raise
             yield Close()
             fruitless = fruitless + 1 if count == before else 0
             if fruitless > RECONNECTS_MAX:
                 raise
             yield Pause(_pause(fruitless))
+
+
+def blocks(call: Call[bytes]) -> Procedure[bytes, None]:
+    """A body of any size, as it comes. Raises: Unreachable when it breaks."""
+    yield Download(call)
+    while (block := (yield Next())) is not None:
+        yield Emit(block)
+    yield Close()
 
 
 def _pause(fruitless: int) -> float:

@@ -26,10 +26,14 @@ class Send:
 
 @dataclass(frozen=True)
 class Listen:
-    """Open an event stream in place of the one that is open. Raises: ClientError."""
+    """Open an event stream in place of the one that is open. Raises: ClientError.
+
+    ``is_again``: it broke before, and the procedure itself repeats as long as that is worth it.
+    """
 
     call: Call[Any]
     last_event_id: str = ""
+    is_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Download:
     """Open a body that comes in blocks in place of the one that is open. Raises: ClientError."""
 
     call: Call[Any]
+    is_again: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from gateway.cli import connection
-from gateway.cli.connection import RECONNECTS_MAX, Event, Server, Target
+from gateway.cli.connection import Event, Server
 from gateway.cli.failures import CliFailure
+from gateway.client.procedures import RECONNECTS_MAX
+from gateway.target import Target
 
 
 class Stream:
@@ -32,7 +33,7 @@ class Stream:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
-    monkeypatch.setattr(connection, "_pause", made.append)
+    monkeypatch.setattr("time.sleep", made.append)
     return made
 
 
@@ -54,6 +55,6 @@ def test_a_stream_with_nothing_left_ends(pauses: list[float]) -> None:
 
 
 def test_an_endless_stream_that_brings_nothing_any_more_is_given_up(pauses: list[float]) -> None:
-    with pytest.raises(CliFailure, match="the connection to http://test broke"):
+    with pytest.raises(CliFailure, match="the server ends the stream of events again and again"):
         list(followed(Stream(last=2, piece=3), has_end=False))
     assert len(pauses) == RECONNECTS_MAX

@@ -32,11 +32,6 @@ FLOWS = (
             "chunk": {"size": 10},
             "each": {"kind": "select", "value": {"n": "${item}", "place": "${index}"}},
         },
-        {
-            "id": "told",
-            "kind": "select",
-            "value": {"all": "${nodes.wide}", "count": "${length(inputs.items)}"},
-        },
     ),
 )
 

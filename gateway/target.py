@@ -1,4 +1,7 @@
-"""Which server, and which key: arguments, else the environment, else the file that a server here keeps."""
+"""Which server, and which key: arguments, else the environment, else the file that a server here keeps.
+
+One rule for the command line and the Python client.
+"""
 
 from __future__ import annotations
 
