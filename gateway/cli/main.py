@@ -20,6 +20,7 @@ from gateway.cli import (
     keys,
     log,
     mcp,
+    packages,
     queues,
     run,
     secrets,
@@ -93,6 +94,7 @@ app.command(rich_help_panel=_EXECUTIONS)(failed_items.failed_items)
 app.command(rich_help_panel=_EXECUTIONS)(failed_items.rerun)
 app.command(rich_help_panel=_EXECUTIONS)(queues.queues)
 app.add_typer(flows.app, name="flows", rich_help_panel=_OPERATE)
+app.add_typer(packages.app, name="packages", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(hosts.app, name="hosts", rich_help_panel=_OPERATE)
 app.add_typer(log.projections, name="projections", rich_help_panel=_OPERATE)
