@@ -80,6 +80,14 @@ def _derived(parent_id: str, name: str) -> str:
     return str(uuid.UUID(bytes=bytes(digest)))
 
 
+class _News(asyncio.Event):
+    """Set when there may be news of a child; ``ended``: its last state, if that came along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: ExecutionState | None = None
+
+
 class Children:
     """All child flows whose parents live in one host."""
 
@@ -87,16 +95,20 @@ class Children:
         self._log = event_log
         self._plans = plans
         self._home = home
-        self._waiting: dict[str, list[asyncio.Event]] = {}
+        self._waiting: dict[str, list[_News]] = {}
 
-    def look_at(self, execution_id: str) -> None:
-        """An execution of this host has ended durably, or leaves it: whoever waits for it looks at its log."""
+    def look_at(self, execution_id: str, ended: ExecutionState | None = None) -> None:
+        """An execution of this host has durably ended, or leaves it: whoever waits for it looks at its log.
+
+        ``ended``: its state at the end, where that is at hand: then nobody needs to look.
+        """
         for news in self._waiting.get(execution_id, ()):
+            news.ended = ended
             news.set()
 
     async def run(self, parent: ExecutionState, node_id: NodeId, node: NodeState) -> StepOutcome:
         """Start the child, or find it, and wait for its end. Raises: CancelledError only."""
-        news = asyncio.Event()
+        news = _News()
         self._waiting.setdefault(node.child_id, []).append(news)
         try:
             state = await self._end(parent, node_id, node, news)
@@ -118,7 +130,7 @@ class Children:
             self._home.spawn(self._cancel(one, after))
 
     async def _end(
-        self, parent: ExecutionState, node_id: NodeId, node: NodeState, news: asyncio.Event
+        self, parent: ExecutionState, node_id: NodeId, node: NodeState, news: "_News"
     ) -> ExecutionState:
         state: ExecutionState | None = None
 
@@ -147,6 +159,8 @@ class Children:
                 await asyncio.wait_for(news.wait(), pause)
             except TimeoutError:
                 log.debug("looking for the end of a child", execution=node.child_id)
+            if news.ended is not None:
+                return news.ended
 
     async def _read(self, execution_id: str, state: ExecutionState | None) -> ExecutionState | None:
         after = state.version if state else 0

@@ -469,7 +469,7 @@ class Host:
         if state.is_closed:
             self._remove(actor)
             self._admission.ended(state.execution_id, queue_of(state))
-            self.ended(state.execution_id)
+            self.ended(state.execution_id, state)
             if state.error is not None:
                 about = {"execution": state.execution_id, "node": state.failed_node}
                 log.warning("execution failed", error=state.error.type, **about)
@@ -496,10 +496,10 @@ class Host:
     def is_leaving(self) -> bool:
         return self._leaving.is_on
 
-    def ended(self, execution_id: str) -> None:
-        """The execution has durably ended."""
+    def ended(self, execution_id: str, state: ExecutionState | None = None) -> None:
+        """The execution has durably ended, in this state if it is at hand."""
         self._revival.forget(execution_id)
-        self._children.look_at(execution_id)
+        self._children.look_at(execution_id, state)
         if self.config.dedicated and not self._actors and self._state != "closed":
             # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
             self._state = "leaving"
