@@ -115,6 +115,10 @@ class ScriptedHost(Host):
         """Have ``call`` (as ``Performer.call``) do what the pool's workers would."""
         self._performer.call = call
 
+    def pool_workers(self) -> int:
+        """Processes of the host's own pool, that of flows without code of their own."""
+        return cast("Any", self._performer)._pool._shared.workers
+
     def has_tasks(self, execution_id: str) -> bool:
         return self._actors[execution_id].is_busy
 
