@@ -74,7 +74,8 @@ class Filler:
         return f"{digits[:8]}-{digits[8:]}-7{number % 4096:03x}-8000-{number:012x}"
 
     def fill(self, events: int) -> None:
-        """Go on until so many events were added in all. Blocking."""
+        """Go on until so many events were added in all, with nobody appending meanwhile. Blocking."""
+        self.position = self._log.max_position()
         while self.events < events:
             left = (events - self.events + len(self._templates) - 1) // len(self._templates)
             self._add(min(BATCH_EXECUTIONS, left))
