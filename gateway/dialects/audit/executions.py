@@ -43,7 +43,10 @@ PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
 
 
 class ExecutionSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """``source`` is the door it came in by; ``position`` that of its last event in the whole log."""
+    """``source`` is the door it came in by; ``position`` that of its last event in the whole log.
+
+    ``queue``: its key among those of its tenant and flow.
+    """
 
     execution_id: str
     tenant: str
@@ -58,6 +61,8 @@ class ExecutionSummary(msgspec.Struct, frozen=True, kw_only=True):
     retry_count: int
     owner: str
     placement: str
+    queue: str | None
+    priority: int
     parent_id: str | None
     correlation_id: str
     created_by: str
@@ -159,6 +164,8 @@ def summary_fields(row: ExecutionRow) -> dict[str, Any]:
         "retry_count": row.retry_count,
         "owner": row.owner,
         "placement": row.placement,
+        "queue": row.queue_key or None,
+        "priority": row.priority,
         "parent_id": row.parent_id or None,
         "correlation_id": row.correlation_id or row.execution_id,
         "created_by": row.by,
@@ -233,6 +240,8 @@ _SUMMARY: dict[str, Any] = {
     "retry_count": 0,
     "owner": "host-1",
     "placement": "pooled",
+    "queue": None,
+    "priority": 0,
     "parent_id": None,
     "correlation_id": EXAMPLE_ID,
     "created_by": "first",
