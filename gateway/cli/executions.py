@@ -200,8 +200,8 @@ def show_execution(found: dict[str, Any]) -> None:
     from gateway.cli.output import print_fields, print_table, print_text
 
     names = (
-        "execution_id flow_id flow_version status queue waits_for current_node created_at started_at ended_at "
-        "owner error output"
+        "execution_id flow_id flow_version status queue waits_for current_node created_at started_at "
+        "ended_at owner error output"
     )
     shown = {name: found.get(name) for name in names.split()}
     nodes = f"{found['completed_nodes']} of {found['total_nodes']} nodes"
