@@ -45,7 +45,8 @@ def show(context: typer.Context, as_json: AsJson = False, url: Url = None, api_k
         note(f"{lost} nodes of executions fit on no machine; `heliograph status EXECUTION` says why")
     living = [node for node in found["nodes"] if node["is_alive"]]
     cpus = sum(node["resources"].get("CPU", 0) for node in living)
-    note(f"{len(living)} nodes with {cpus:g} CPUs; {found['hosts_min']} to {found['hosts_max']} hosts")
+    bounds = f"{found['hosts_min']} to {found['hosts_max']}"
+    note(f"nodes: {len(living)}; their CPUs: {cpus:g}; hosts, by load: {bounds}")
 
 
 @app.command()

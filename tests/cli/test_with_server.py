@@ -234,9 +234,20 @@ def test_the_last_admin_key_stays(served: Served) -> None:
     assert "last admin key" in ended.err
 
 
+def test_hosts_are_listed_and_stay_on_a_machine_of_its_own(served: Served) -> None:
+    listed = served.ok("hosts")
+    assert "host-0" in listed.out
+    assert "nodes: 1;" in listed.err
+    refused = served.run("hosts", "drain", "host-0")
+    assert refused.code == 1
+    assert "stay as many as they are" in refused.err
+
+
 def test_a_taken_port_is_recognised_as_a_running_server(served: Served) -> None:
     port = served.credentials().url.rpartition(":")[2]
     ended = served.run("doctor", "--json", env={"HELIOGRAPH_PORT": port})
     [finding] = [each for each in ended.json() if each["name"] == "Port"]
     assert finding["ok"] is True
     assert "is running there" in finding["found"]
+    [hosts] = [each for each in ended.json() if each["name"] == "Hosts"]
+    assert "take executions" in hosts["found"]
