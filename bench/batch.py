@@ -15,7 +15,7 @@ import msgspec
 
 from bench import http_client, progress
 from bench.flows import THREE_TEMPLATES
-from bench.processes import GATEWAY, HOST, cpu_between, pss_by_role
+from bench.processes import GATEWAY, HOST, Sample, cpu_between, pss_by_role
 from bench.report import Figure, figure
 from bench.server import HOST as ADDRESS
 from bench.server import Installation, ServerFault, StoreKind, installation
@@ -41,6 +41,7 @@ class Look(NamedTuple):
     at: float
     ended: int
     pss: dict[str, int]
+    moment: Sample
 
 
 async def batch(store: StoreKind) -> list[Figure]:
@@ -72,8 +73,9 @@ async def _run(installed: Installation, items: int) -> list[Look]:
             shown = await _ask(installed, connection, "GET", f"/{made['batch_id']}")
             counts = shown["counts"]
             ended = counts["completed"] + counts["failed"]
-            pss = await asyncio.to_thread(lambda: pss_by_role(installed.sample()))
-            looks.append(Look(time.monotonic() - began, ended, pss))
+            moment = installed.sample()
+            pss = await asyncio.to_thread(pss_by_role, moment)
+            looks.append(Look(time.monotonic() - began, ended, pss, moment))
             if shown["status"] in ("completed", "failed", "cancelled"):
                 if shown["status"] != "completed" or counts["completed"] != items:
                     raise ServerFault(f"the batch ended {shown['status']}: {counts}, {shown['error']}")
@@ -115,6 +117,8 @@ def _figures(items: int, looks: list[Look], cpu: dict[str, float]) -> list[Figur
             by_tenth=[
                 round(_rate(looks, items * tenth / 10, items * (tenth + 1) / 10), 1) for tenth in range(10)
             ],
+            # A busy machine slows everything down alike; what an execution costs shows what really grows.
+            server_cpu_ms_each_by_fifth=[round(each, 3) for each in _costs(looks, items)],
         ),
         figure(
             "batch_rate_loss",
@@ -151,13 +155,25 @@ def _rate(looks: list[Look], begin: float, end: float) -> float:
 
 def _moment(looks: list[Look], ended: float) -> float:
     """When so many had ended, between two looks in proportion."""
-    earlier = Look(0.0, 0, {})
+    earlier = Look(0.0, 0, {}, Sample({}, {}))
     for look in looks:
         if look.ended >= ended:
             share = (ended - earlier.ended) / max(1, look.ended - earlier.ended)
             return earlier.at + share * (look.at - earlier.at)
         earlier = look
     return earlier.at
+
+
+def _costs(looks: list[Look], items: int) -> list[float]:
+    """CPU of all server processes for one item, in milliseconds, fifth by fifth."""
+    costs: list[float] = []
+    begin = looks[0]
+    for fifth in range(1, 6):
+        end = next(look for look in looks if look.ended >= items * fifth / 5)
+        cpu = cpu_between(begin.moment, end.moment).server
+        costs.append(cpu / max(1, end.ended - begin.ended) * 1000)
+        begin = end
+    return costs
 
 
 def _grown(looks: list[Look], items: int, role: str) -> float:
