@@ -128,7 +128,7 @@ def object_store() -> Iterator[dict[str, str]]:
 
 
 def s3(environment: dict[str, str]) -> Any:
-    make: Any = boto3.client
+    make: Any = cast("Any", boto3).client
     return make(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
