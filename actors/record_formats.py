@@ -47,8 +47,6 @@ MEDIA_TYPES = {
     "application/vnd.apache.parquet": "parquet",
     "application/vnd.apache.arrow.stream": "arrow",
 }
-COMPRESSIBLE = frozenset({"jsonl", "csv", "tsv", "json"})
-
 SEEKS = frozenset({"parquet"})
 """Formats whose reader jumps about in the file."""
 
@@ -77,7 +75,7 @@ def format_of(name: str, media_type: str = "") -> tuple[str, bool]:
     found = next((known for suffix, known in SUFFIXES.items() if lower.endswith(suffix)), "")
     if not found:
         found = MEDIA_TYPES.get(media_type.partition(";")[0].strip().lower(), "")
-    return found, is_gzipped and found in COMPRESSIBLE
+    return found, is_gzipped
 
 
 def read_items(file: Readable, skip: int = 0) -> Iterator[bytes]:
@@ -89,7 +87,7 @@ def read_items(file: Readable, skip: int = 0) -> Iterator[bytes]:
         if file.format == "parquet":
             yield from _parquet(opened, file.name, skip)
             return
-        source = _unzipped(opened) if file.is_gzipped else opened
+        source = _unzipped(opened) if file.is_gzipped and file.format != "arrow" else opened
         read = _SEQUENTIAL[file.format]
         try:
             yield from islice(read(source, file.name), skip, None)

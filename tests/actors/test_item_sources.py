@@ -165,6 +165,10 @@ def test_parquet_without_its_library_says_what_to_install(
 def test_gzipped_text_is_read_as_it_comes(access: SourceAccess) -> None:
     whole = gzip.compress(b'{"a":1}\n{"a":2}\n')
     assert _all(_write(access, "in.jsonl.gz", whole), access) == [{"a": 1}, {"a": 2}]
+    assert _all(MapSource(uri=_write(access, "in.log.gz", whole), format="jsonl"), access) == [
+        {"a": 1},
+        {"a": 2},
+    ]
     with pytest.raises(SourceFault, match="not a whole gzip file"):
         _all(_write(access, "cut.jsonl.gz", whole[:-9]), access)
 
@@ -498,13 +502,13 @@ def test_memory_stays_flat_while_a_file_much_larger_is_read(access: SourceAccess
     root = access.files_root
     text = "x" * 950
     lines = "".join(f'{{"id":{n},"text":"{text}"}}\n' for n in range(1_000)).encode()
-    (root / "in.jsonl").write_bytes(lines * 60)
-    (root / "in.json").write_bytes(b"[" + b",".join(lines.splitlines() * 60) + b"]")
+    (root / "in.jsonl").write_bytes(lines * 30)
+    (root / "in.json").write_bytes(b"[" + b",".join(lines.splitlines() * 30) + b"]")
     (root / "in.csv").write_bytes(
-        b"id,text\n" + b"".join(b"%d,%b\n" % (n, text.encode()) for n in range(60_000))
+        b"id,text\n" + b"".join(b"%d,%b\n" % (n, text.encode()) for n in range(30_000))
     )
-    table = pa.table({"id": list(range(60_000)), "text": [f"{n}{text}" for n in range(60_000)]})
-    _write_parquet(access, "in.parquet", table, rows=60_000)
+    table = pa.table({"id": list(range(30_000)), "text": [f"{n}{text}" for n in range(30_000)]})
+    _write_parquet(access, "in.parquet", table, rows=30_000)
     names = ["in.jsonl", "in.csv", "in.json", "in.parquet"]
     ran = subprocess.run(
         [sys.executable, "-c", _READ_ALL, str(root), *names],
@@ -517,6 +521,6 @@ def test_memory_stays_flat_while_a_file_much_larger_is_read(access: SourceAccess
     assert ran.returncode == 0, ran.stderr
     for line in ran.stdout.splitlines():
         name, read, growth = line.split()
-        assert int(read) == 60_000, name
+        assert int(read) == 30_000, name
         assert (root / name).stat().st_size > 20 * MIB or name == "in.parquet"
-        assert float(growth) < 24, f"{name}: {growth} MiB more while 57 MiB were read"
+        assert float(growth) < 8, f"{name}: {growth} MiB more while 28 MiB were read"
