@@ -19,7 +19,7 @@ from actors.host_config import HostConfig
 from actors.messages import Answer, ExternalCommand, HostStatus, Refusal, Reply, Send, Start
 from runtime import commands, events
 from runtime.administration import fold_flow
-from runtime.errors import Unavailable
+from runtime.errors import Conflict, Unavailable
 from runtime.event_log import Append, Chain, EventLog, Outcome, Recorded, store_env
 from runtime.events import Event
 from runtime.execution import fold
@@ -63,13 +63,16 @@ class GatedLog(EventLog):
         self.gate.set()
         self.away = threading.Event()
         self.tries = 0
+        self.conflicts = 0
 
     def append(self, appends: Sequence[Append]) -> list[Outcome]:
         self.tries += 1
         self.gate.wait(WAIT_SECONDS)
         if self.away.is_set():
             raise Unavailable("the store is away")
-        return super().append(appends)
+        outcomes = super().append(appends)
+        self.conflicts += sum(isinstance(outcome, Conflict) for outcome in outcomes)
+        return outcomes
 
 
 class ScriptedHost(Host):

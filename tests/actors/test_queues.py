@@ -151,6 +151,34 @@ def test_two_hosts_together_keep_one_limit(tmp_path: Path) -> None:
     run(story())
 
 
+def test_of_two_hosts_that_want_one_slot_the_later_waits_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Household(tmp_path) as home:
+            home.publish(GATED.format(limits="concurrency: 1"))
+            slow, quick = home.host("host-0"), home.host("host-1")
+            first = await start(home, quick, "gated", input=given())
+            await started(home, first)
+            late = await start(home, slow, "gated", input=given())
+            slow.log.gate.clear()
+            tries = slow.log.tries
+            await signal(quick, first, "go")
+            await until(lambda: slow.log.tries > tries, "the slow host tries to record a start")
+            # It has the older one, so the other host waits a while for it, but not for ever.
+            winner = await start(home, quick, "gated", input=given())
+            await started(home, winner)
+            slow.log.gate.set()
+            await until(lambda: slow.log.conflicts > 0, "the store refuses a second one in the slot")
+            await until(lambda: late in slow.in_memory(), "it is back in its queue")
+            assert not has_started(home, late)
+            await signal(quick, winner, "go")
+            await started(home, late)
+            await signal(slow, late, "go")
+            await home.ended(late)
+            home.verified()
+
+    run(story())
+
+
 def test_an_heir_does_not_add_to_what_runs_elsewhere(tmp_path: Path) -> None:
     async def story() -> None:
         async with Household(tmp_path) as home:
