@@ -22,7 +22,8 @@ import hashlib
 import posixpath
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from gateway.keys import FIRST_TENANT
 from gateway.parquet_parts import FOLDERS, Folder, part_name
 from projections import execution_summary, retention
 from projections.retention import AGE_SECONDS_MIN, EVERYTHING, PAGE_EXECUTIONS, Candidate, Share, Span
-from projections.store import ReadStore
+from projections.store import ReadStore, Transaction
 from projections.stores import partitions
 from projections.stores.partitions import Content, Partition
 from projections.tracked import Projection
@@ -49,6 +50,9 @@ PART_EVENTS = 50_000
 
 DROP_EVENTS = 5_000
 """Events that leave the log in one transaction; appends wait for it."""
+
+PARTITION_SECONDS_MAX = 3_600
+"""What counting a partition, or deleting the rows of its executions, may take."""
 
 MANIFEST = "archive.json"
 KIND = "archive"
@@ -286,7 +290,8 @@ class Archive:
                 self._wait_for_models(part.last_position)
                 shares += retention.shares(self._store, self._projections, recorded)
                 written.append(part)
-            held = partitions.content_of(self._store, partition)
+            with self._patient() as transaction:
+                held = partitions.content_of(transaction, partition)
             # Nothing in it that belongs to no execution, or came meanwhile.
             is_whole = held.events == sum(part.events - part.callback_events for part in written)
             if written and is_whole and self._drop_partition(partition, span, shares, held):
@@ -301,8 +306,7 @@ class Archive:
     ) -> bool:
         self._keep_lease()
         try:
-            with self._store.transaction() as transaction:
-                transaction.execute(f"SET LOCAL statement_timeout = {retention.LEASE_SECONDS * 1_000}")
+            with self._patient() as transaction:
                 retention.drop_span(transaction, span, self._projections)
                 if not partitions.drop(transaction, partition, held):
                     raise _Changed
@@ -316,10 +320,18 @@ class Archive:
         if self._store.dialect != "postgres":
             return
         for partition in partitions.partitions(self._store):
-            held = partitions.content_of(self._store, partition)
-            if partition.behind <= partitions.lowest_id(before) and held.events == 0:
+            if partition.behind <= partitions.lowest_id(before) and partitions.is_empty(
+                self._store, partition
+            ):
                 with self._store.transaction() as transaction:
-                    partitions.drop(transaction, partition, held)
+                    partitions.drop(transaction, partition, partitions.EMPTY)
+
+    @contextmanager
+    def _patient(self) -> Generator[Transaction]:
+        """A transaction on PostgreSQL whose statements may go over a whole partition."""
+        with self._store.transaction() as transaction:
+            transaction.execute(f"SET LOCAL statement_timeout = {PARTITION_SECONDS_MAX * 1_000}")
+            yield transaction
 
 
 class _Changed(Exception):

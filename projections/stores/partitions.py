@@ -140,6 +140,13 @@ def content_of(reader: Reader, partition: Partition) -> Content:
     return Content(events, position)
 
 
+EMPTY = Content(0, 0)
+
+
+def is_empty(reader: Reader, partition: Partition) -> bool:
+    return not reader.query(f"SELECT 1 FROM {partition.name} LIMIT 1")
+
+
 def drop(transaction: Transaction, partition: Partition, known: Content) -> bool:
     """Drop a partition that holds what it held when ``known`` was read; else leave it and answer False.
 
