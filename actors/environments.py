@@ -8,7 +8,7 @@ its path, and no other process sees them. Ray's own ``pip`` environments are not
 Python runs from a virtual environment they copy all of it for each flow (0.9 GB and 40 s measured here), on
 every node. Requirements are installed from wheels only, so that installing runs nobody's code.
 
-Ray forgets a zip when no living process refers to it, so each start of a process offers it again.
+Ray forgets a zip when no living process refers to it, so it is offered again for processes that start later.
 """
 
 import asyncio
@@ -50,6 +50,9 @@ INSTALLS_AT_ONCE = 1
 FAILED_SECONDS = 30.0
 """For so long an environment that could not be made is not tried again."""
 
+OFFER_SECONDS = 60.0
+"""What was offered to Ray so recently is still there: it keeps it for ten minutes in any case."""
+
 REASON_CHARS_MAX = 2_000
 
 
@@ -65,6 +68,7 @@ class Environments:
         self._sites: OrderedDict[tuple[str, ...], BlobRef] = OrderedDict()
         self._making: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._failed: dict[str, tuple[float, str]] = {}
+        self._offered: dict[str, float] = {}
         self._installs = asyncio.Semaphore(INSTALLS_AT_ONCE)
 
     async def runtime_env(self, code: Code) -> dict[str, Any]:
@@ -102,21 +106,28 @@ class Environments:
             uris: list[str] = []
             if code.package:
                 package = await asyncio.to_thread(self._blobs.find, code.package, MEDIA_TYPE)
-                uris.append(await asyncio.to_thread(self._offer, package, PACKAGE_BYTES_MAX))
+                uris.append(await self._offer(package, PACKAGE_BYTES_MAX))
             if code.requirements:
                 site = await self._site(code.requirements)
-                uris.append(await asyncio.to_thread(self._offer, site, SITE_BYTES_MAX))
+                uris.append(await self._offer(site, SITE_BYTES_MAX))
         except (DomainError, OSError, RayError, RuntimeError, ValueError) as error:
             raise EnvironmentFailed(f"the flow's code can't be loaded: {error}"[:REASON_CHARS_MAX]) from error
         return {"py_modules": uris, "config": {"setup_timeout_seconds": SETUP_SECONDS_MAX}}
 
-    def _offer(self, zipped: BlobRef, limit: int) -> str:
-        """Have Ray hold the zip; where nodes find it. Blocking."""
+    async def _offer(self, zipped: BlobRef, limit: int) -> str:
+        """Have Ray hold the zip; where nodes find it."""
         uri = f"gcs://heliograph_{zipped.sha256}.zip"
+        now = asyncio.get_running_loop().time()
+        if now - self._offered.get(uri, -OFFER_SECONDS) >= OFFER_SECONDS:
+            await asyncio.to_thread(self._upload, uri, zipped, limit)
+            self._offered = {known: at for known, at in self._offered.items() if now - at < OFFER_SECONDS}
+            self._offered[uri] = now
+        return uri
+
+    def _upload(self, uri: str, zipped: BlobRef, limit: int) -> None:
         packaging.pin_runtime_env_uri(uri)  # until the process that is about to start refers to it
         if not packaging.package_exists(uri):
             packaging.upload_package_to_gcs(uri, self._blobs.get_bytes(zipped, limit))
-        return uri
 
     async def _site(self, requirements: tuple[str, ...]) -> BlobRef:
         """The installed requirements as a zip in the blob store."""

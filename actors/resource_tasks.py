@@ -24,14 +24,14 @@ from typing import Any, cast
 
 import msgspec
 import ray
-from ray.exceptions import RayError, WorkerCrashedError
+from ray.exceptions import RayError, RuntimeEnvSetupError, WorkerCrashedError
 
 from actors import step_call
 from actors.cluster_view import ClusterView
 from actors.crash_report import KILL_SECONDS_MAX, crash_error, wait_until_gone
-from actors.environments import EnvironmentFailed, Environments
+from actors.environments import REASON_CHARS_MAX, EnvironmentFailed, Environments
 from actors.object_cache import ObjectCache
-from actors.step_call import MIB, StepCall, StepOutcome, WorkerAddress, WorkerLimits
+from actors.step_call import MIB, BatchReply, StepCall, StepOutcome, WorkerAddress, WorkerLimits
 from actors.step_worker import StepWorker, memory_allowed
 from runtime.errors import Overloaded, Unavailable
 from runtime.events import StepError
@@ -178,12 +178,18 @@ class ResourceTasks:
                     address = step_call.decode_address(answer)
                     wait.placed()
                     continue
-                outcome = step_call.decode_outcome(answer)
+                told = step_call.decode_reply(answer)
+                (outcome,) = told.outcomes
+                await self._objects.take_items(told.held, items)
                 if outcome.error is not None and outcome.error.type == "TimeoutError":
                     # The function may hang on, and then its process must go.
                     await self._end(items, address, within=WATCH_SECONDS)
                 return outcome
             raise Unavailable("the step's task ended without an answer")
+        except RuntimeEnvSetupError as error:
+            reason = f"a node could not take over the flow's code: {error}"
+            failure = StepError(type="EnvironmentFailed", message=reason[:REASON_CHARS_MAX])
+            return StepOutcome(error=failure, started=True)
         except RayError as error:
             if self._closed:
                 raise Unavailable("the worker pool was closed") from error
@@ -249,7 +255,7 @@ def ray_options(resources: Resources) -> dict[str, Any]:
 
 
 def step_task(limits: bytes, encoded_call: bytes, objects: Mapping[str, Any]) -> Iterator[bytes]:
-    """In the task: run one call; yields where it runs, then its encoded outcome.
+    """In the task: run one call; yields where it runs, its encoded ``BatchReply``, and the values it holds.
 
     ``objects``: as ``StepWorker.run``.
     """
@@ -261,7 +267,7 @@ def step_task(limits: bytes, encoded_call: bytes, objects: Mapping[str, Any]) ->
         # can't tear through the clean-up below.
         before = signal.signal(signal.SIGINT, lambda _number, _frame: cancelled.set())
         stack.callback(signal.signal, signal.SIGINT, before)
-        worker = StepWorker(limits, own_process=False)
+        worker = StepWorker(limits, own_process=False, holds=True)
         stack.callback(worker.close)
         yield worker.ready()
         if call.resources is not None and call.resources.memory_mb:
@@ -276,12 +282,15 @@ def step_task(limits: bytes, encoded_call: bytes, objects: Mapping[str, Any]) ->
             if not _ends(thread, grace) and cancelled.is_set():
                 os._exit(1)  # nobody reads an answer, and the process must not serve anybody else
         if replies:
-            outcome = step_call.decode_reply(replies[0]).outcomes[0]
+            told = step_call.decode_reply(replies[0])
         else:
-            outcome = step_call.decode_outcome(worker.snapshot(1))
+            told = BatchReply(outcomes=(step_call.decode_outcome(worker.snapshot(1)),))
+        (outcome,) = told.outcomes
         if not in_time:
-            outcome = timed_out(call, outcome, outcome.where)
-        yield step_call.encode(outcome)
+            told = BatchReply(outcomes=(timed_out(call, outcome, outcome.where),))
+        yield step_call.encode(told)
+        for value in told.held:
+            yield worker.hand_over(value.sha256)
         if thread.is_alive():
             # The function still runs. The host kills the process as soon as it has the answer; should
             # the host be gone, the process ends itself.
