@@ -178,6 +178,15 @@ class Settings:
             partition_days=self.store_partition_days,
         )
 
+    def kept_until(self, ended_at: int | None) -> int | None:
+        """When what ended at ``ended_at`` is shown no more and may be archived, both in microseconds.
+
+        None: never, or it has not ended.
+        """
+        if ended_at is None or self.retention_seconds is None:
+            return None
+        return ended_at + int(self.retention_seconds * 1_000_000)
+
     @property
     def blobs_url(self) -> str:
         return self.blobs or str(Path(self.data_dir).absolute() / "blobs")

@@ -43,7 +43,6 @@ from gateway.routes import Dialect, Operation, Resource
 from gateway.settings import Settings
 from gateway.sse import EventStream, last_event_id
 from projections.execution_summary import ExecutionRow
-from runtime.ids import SECOND
 
 if TYPE_CHECKING:
     from gateway.call import Call
@@ -161,10 +160,8 @@ async def find_request(call: Call, request_id: str) -> ExecutionRow | None:
 
 
 def _is_purged(gateway: Gateway, row: ExecutionRow) -> bool:
-    kept_seconds = gateway.settings.retention_seconds
-    if kept_seconds is None or row.ended_at is None:
-        return False
-    return row.ended_at + int(kept_seconds * SECOND) <= gateway.clock()
+    kept_until = gateway.settings.kept_until(row.ended_at)
+    return kept_until is not None and kept_until <= gateway.clock()
 
 
 async def visible_request(call: Call, request_id: str) -> ExecutionRow:

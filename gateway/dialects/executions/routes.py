@@ -28,7 +28,7 @@ from projections.execution_summary import ExecutionRow
 from runtime.commands import StartExecution
 from runtime.errors import InvalidInput
 from runtime.events import BlobRef
-from runtime.ids import SECOND, NodeId
+from runtime.ids import NodeId
 from runtime.inputs import check_input
 from runtime.plan import Step
 from runtime.queue_keys import placed
@@ -157,10 +157,7 @@ def _ended_at(row: ExecutionRow) -> int | None:
 
 
 def _cleanup_at(row: ExecutionRow, settings: Settings) -> int | None:
-    ended_at = _ended_at(row)
-    if ended_at is None or settings.retention_seconds is None:
-        return None
-    return ended_at + int(settings.retention_seconds * SECOND)
+    return settings.kept_until(_ended_at(row))
 
 
 def row_status(row: ExecutionRow) -> str:
