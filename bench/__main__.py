@@ -29,6 +29,7 @@ from bench.log_growth import log_growth
 from bench.machine import Machine, machine
 from bench.pg_hosts import pg_hosts
 from bench.processes import Outlived, adopt_orphans
+from bench.remote_host import remote_host
 from bench.report import Figure
 from bench.server import ServerFault, StoreKind
 from bench.waiting import waiting
@@ -52,6 +53,7 @@ FIGURES: dict[str, Measure] = {
     "agents_kill": agents.agents_kill,
     "log_growth": log_growth,
     "pg_hosts": pg_hosts,
+    "remote_host": remote_host,
 }
 """What can be measured, in the order it is."""
 

@@ -1,6 +1,6 @@
 """A node of a cluster on loopback, for as long as this process lives.
 
-    python -m tests.cluster.ray_node head PORT TEMP_DIR AUTOSCALING_CONFIG
+    python -m tests.cluster.ray_node head PORT TEMP_DIR CPUS [AUTOSCALING_CONFIG]
     python -m tests.cluster.ray_node node ADDRESS CPUS
 
 `ray start` moves every node of a cluster to the machine's outer address, and refuses to start a head again
@@ -20,13 +20,14 @@ READY = "the node is up"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
-def head(port: str, temp_dir: str, autoscaling_config: str) -> Node:
-    """A head without CPUs for work, with its autoscaler."""
+def head(port: str, temp_dir: str, cpus: str, autoscaling_config: str = "") -> Node:
+    """A head, with its autoscaler if there is a configuration for it."""
     options: dict[str, Any] = {
         "gcs_server_port": int(port),
         "temp_dir": temp_dir,
-        "autoscaling_config": autoscaling_config,
-        "num_cpus": 0,
+        "autoscaling_config": autoscaling_config or None,
+        "no_monitor": not autoscaling_config,
+        "num_cpus": int(cpus),
         "include_dashboard": False,
     }
     return Node(_params(options), head=True, shutdown_at_exit=False, spawn_reaper=False)

@@ -63,7 +63,7 @@ class RayProcesses:
         """Start the head, or start it again: its state lies on disk."""
         self._start(
             "head",
-            ["head", str(self._port), str(self._folder / "ray"), str(self._autoscaling)],
+            ["head", str(self._port), str(self._folder / "ray"), "0", str(self._autoscaling)],
             RAY_FAKE_CLUSTER="1",
             AUTOSCALER_UPDATE_INTERVAL_S="1",
             RAY_CLOUD_INSTANCE_ID=HEAD_ID,
