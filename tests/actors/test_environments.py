@@ -16,6 +16,7 @@ from actors.environments import EnvironmentFailed, Environments
 from actors.step_call import StepCall, StepOutcome, WorkerLimits
 from actors.worker_pool import PoolSettings
 from runtime.blob_store import BlobStore
+from runtime.errors import Overloaded
 from runtime.ids import ExecutionId, NodeId
 from runtime.packages import MEDIA_TYPE, Code, build_package
 from runtime.placement import Resources
@@ -164,4 +165,45 @@ def test_an_installation_that_hangs_is_ended(blobs: BlobStore, monkeypatch: pyte
         await environments.close()
 
     monkeypatch.setattr("actors.environments.INSTALL_SECONDS_MAX", 0.01)
+    asyncio.run(work())
+
+
+class Slow:
+    """A pool whose calls last until they are let go."""
+
+    let_go: asyncio.Event
+    closed = 0
+    objects = None
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    async def run(self, call: StepCall, _: Any) -> StepOutcome:
+        await self.let_go.wait()
+        return StepOutcome(output=call.node_id, started=True)
+
+    async def close(self) -> None:
+        Slow.closed += 1
+
+
+def test_an_idle_environment_makes_room_for_another_and_a_busy_one_does_not(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Code(requirements=(f"salutation=={version}",)) for version in ("1.0", "2.0"))
+
+    async def work() -> None:
+        Slow.let_go = asyncio.Event()
+        pools = EnvironmentPools(SETTINGS, Environments(blobs))
+        busy = asyncio.ensure_future(pools.run(call("f", one, {})))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="functions of 1 environments are at work"):
+            await pools.run(call("f", other, {}))
+        Slow.let_go.set()
+        await busy
+        await pools.run(call("f", other, {}))
+        assert pools.environments == (other.environment,)
+        await pools.close()
+        assert Slow.closed == 3  # the two, and that of the flows without code
+
+    monkeypatch.setattr("actors.environment_pools.WorkerPool", Slow)
+    monkeypatch.setattr("actors.environment_pools.ENVIRONMENTS_MAX", 1)
     asyncio.run(work())
