@@ -1,5 +1,7 @@
 """A flow's queue: what a definition may say, and what an input makes of it."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +101,14 @@ def test_key_and_priority_are_made_from_the_input() -> None:
     command = placed(start({"who": "ada", "urgent": True}), plan(queue))
     assert (command.queue_key, command.priority) == ("ada", 7)
     assert placed(command, plan(queue)) is command
+
+
+def test_the_example_of_the_docs_does_what_it_says() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "queues.md").read_text()
+    [example] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    crawl = compile_flow(parse_flow(example))
+    usual, urgent = (placed(start({"site": "example.org", **more}), crawl) for more in ({}, {"urgent": True}))
+    assert (usual.queue_key, usual.priority, urgent.priority) == ("example.org", 0, 10)
 
 
 def test_without_a_key_the_flow_is_one_queue() -> None:
