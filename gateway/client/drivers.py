@@ -71,8 +71,13 @@ class _Wiring:
         call = step.call
         # Who takes a stream up again counts the tries, and pauses between them.
         tries = 1 if isinstance(step, Listen | Download) and step.is_again else TRIES_MAX
+        is_optional = isinstance(step, Listen) and step.is_optional
         return {
-            "retry": retry_if_exception(lambda error: _is_worth_repeating(error, call)),
+            "retry": retry_if_exception(
+                lambda error: (
+                    _is_worth_repeating(error, call) and not (is_optional and isinstance(error, Overloaded))
+                )
+            ),
             "wait": _pause_before_next,
             "stop": stop_after_attempt(tries) | stop_before_delay(self.patience_seconds),
             "reraise": True,

@@ -62,18 +62,20 @@ def follow(
     after: int,
     is_last: Callable[[E], bool] | None,
     is_over: Callable[[], bool] | None = None,
+    *,
+    is_optional: bool = False,
 ) -> Procedure[E, None]:
     """Every event behind the id ``after``, to the last one, none missed and none twice.
 
     ``is_last`` None: the stream has no end. ``is_over`` is asked after everything that comes, keep-alives
-    too, and may end it early.
+    too, and may end it early. ``is_optional``: Overloaded when there is no place for the stream.
     """
     last, fruitless, is_again = str(after or ""), 0, False
     while True:
         before = last
         broken: ClientError | None = None
         try:
-            yield Listen(call, last, is_again)
+            yield Listen(call, last, is_again, is_optional)
             is_again = True
             while (sent := (yield Next())) is not None:
                 if is_over is not None and is_over():
@@ -188,7 +190,8 @@ def wait(
     if watch is not None or timeout_seconds is None or timeout_seconds > 2 * LETS_GO_SECONDS:
         is_over = None if until is None else lambda: clock() > until - LETS_GO_SECONDS
         try:
-            yield from consume(follow(stream, 0, is_last, is_over), watch or _ignore)
+            following = follow(stream, 0, is_last, is_over, is_optional=True)
+            yield from consume(following, watch or _ignore)
         except Overloaded:
             yield Close()  # no stream to be had: asking now and then works as well
     pause = POLL_SECONDS_MIN

@@ -29,11 +29,13 @@ class Listen:
     """Open an event stream in place of the one that is open. Raises: ClientError.
 
     ``is_again``: it broke before, and the procedure itself repeats as long as that is worth it.
+    ``is_optional``: there is another way, so that the server is not asked twice for a place.
     """
 
     call: Call[Any]
     last_event_id: str = ""
     is_again: bool = False
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
@@ -30,6 +31,7 @@ from gateway.routes import Doc
 from projections.execution_summary import ExecutionRow
 from runtime.blob_store import BlobStore
 from runtime.datasets import JSON_LINES, Dataset, is_dataset, iter_results, parse_dataset
+from runtime.errors import NotFound
 from runtime.events import BlobRef
 from runtime.ids import NodeId
 from runtime.state import ExecutionState
@@ -85,15 +87,25 @@ async def execution_output(call: Call) -> Response:
     if ref is not None and ref.size > PAYLOAD_BYTES_MAX:
         if pointer:
             raise broken("at", f"the output is above {PAYLOAD_BYTES_MAX} bytes and only given as a whole")
-        return Body(call, call.gateway.blobs.open_reader(ref), JSON, ref.size)
+        return await _body(call, call.gateway.blobs.open_reader(ref), JSON, ref.size)
     if ref is not None:
         value = msgspec.json.decode(await asyncio.to_thread(call.gateway.blobs.get_bytes, ref))
     value = pointed_at(value, pointer)
     if (large := value_ref(value)) is not None:
-        return Body(call, call.gateway.blobs.open_reader(large), large.media_type, large.size)
+        return await _body(call, call.gateway.blobs.open_reader(large), large.media_type, large.size)
     if is_dataset(value):
-        return Body(call, _lines(call.gateway.blobs, _dataset(value), after), JSON_LINES, None)
+        lines = _lines(call.gateway.blobs, _dataset(value), after)
+        return await _body(call, lines, JSON_LINES, None)
     return answer(value)
+
+
+async def _body(call: Call, blocks: Iterator[bytes], media_type: str, size: int | None) -> Response:
+    """A body whose first block is there: what is not kept any more is refused, and no answer broken off."""
+    try:
+        first = await asyncio.to_thread(next, blocks, b"")
+    except NotFound:
+        raise Problem("execution_not_found", "The output is not kept any more.") from None
+    return Body(call, chain((first,), blocks), media_type, size)
 
 
 def _state(call: Call, row: ExecutionRow) -> ExecutionState:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway.client import (
+    AsyncClient,
     Cancelled,
     Client,
     Conflict,
     Failed,
+    Forbidden,
     Invalid,
     NotCompleted,
     NotFound,
@@ -130,3 +134,21 @@ def test_input_that_breaks_the_schema_is_refused(client: Client) -> None:
 def test_a_wrong_key_is_told(python_server: LiveServer) -> None:
     with Client(python_server.url, "hg_wrong") as stranger, pytest.raises(Unauthenticated):
         stranger.start("py-chain", {"who": "x"})
+
+
+def test_a_key_that_may_run_and_audit_gets_results(python_server: LiveServer) -> None:
+    key = python_server.make_key("run", "audit")
+    with Client(python_server.url, key) as limited:
+        assert limited.run("py-chain", {"who": "Ada"}) == "Hello Ada"
+        with pytest.raises(Forbidden):
+            limited.publish({"heliograph": 1, "id": "py-x", "nodes": []})
+
+
+def test_more_waits_than_places_for_streams_all_come_to_an_end(python_server: LiveServer) -> None:
+    key = python_server.make_key("run", "audit", open_streams_max=1)
+
+    async def main() -> list[str]:
+        async with AsyncClient(python_server.url, key) as client:
+            return await asyncio.gather(*(client.run("py-chain", {"who": f"{n}"}) for n in range(5)))
+
+    assert asyncio.run(main()) == [f"Hello {n}" for n in range(5)]
