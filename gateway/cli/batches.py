@@ -150,6 +150,10 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def items_in_words(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
+
+
 def end_with_batch(batch: dict[str, Any]) -> None:
     """Fail the command when the batch did not complete, or items failed. Raises: CliFailure saying why."""
     counts, batch_id = batch["counts"], batch["batch_id"]
@@ -158,7 +162,7 @@ def end_with_batch(batch: dict[str, Any]) -> None:
         raise CliFailure(f"batch {batch_id} ended {batch['status']}{why}", "", FAILED)
     if counts["failed"]:
         raise CliFailure(
-            f"{counts['failed']} of {counts['total']} items failed",
+            f"{counts['failed']} of {items_in_words(counts['total'])} failed",
             f"`heliograph batches failed {batch_id}` lists them, "
             f"`heliograph batches retry {batch_id}` runs them again.",
             FAILED,
@@ -354,7 +358,9 @@ def retry(
 
     with connected(url, api_key) as server:
         found = server.post(f"{_PATH}/{_id(batch)}/retry-failed", {})
-        note(f"batch {found['batch_id']} runs {found['rounds'][-1]['items']} failed items again")
+        note(
+            f"batch {found['batch_id']} runs again what failed: {items_in_words(found['rounds'][-1]['items'])}"
+        )
         if follow:
             found = watch_batch(server, found["batch_id"], quiet=quiet)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.batches import show_failed_items
+from gateway.cli.batches import items_in_words, show_failed_items
 from gateway.cli.options import ApiKey, AsJson, ExecutionArgument, Url
 
 _PATH = "/api/admin/executions"
@@ -49,5 +49,5 @@ def rerun(
     if as_json:
         print_json(started)
         return
-    note(f"{started['node']} goes over {started['items']} failed items")
+    note(f"{started['node']} goes over what failed: {items_in_words(started['items'])}")
     print_text(started["execution_id"])
