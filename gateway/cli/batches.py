@@ -358,9 +358,8 @@ def retry(
 
     with connected(url, api_key) as server:
         found = server.post(f"{_PATH}/{_id(batch)}/retry-failed", {})
-        note(
-            f"batch {found['batch_id']} runs again what failed: {items_in_words(found['rounds'][-1]['items'])}"
-        )
+        count = items_in_words(found["rounds"][-1]["items"])
+        note(f"batch {found['batch_id']} runs again what failed: {count}")
         if follow:
             found = watch_batch(server, found["batch_id"], quiet=quiet)
     if as_json:
