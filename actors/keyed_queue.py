@@ -7,6 +7,9 @@ live, with what this host began itself since; so a slot can't leak: it is held b
 nobody. Two hosts that know too little of each other are kept apart by the store, where two open executions
 can't have one slot; the loser waits on.
 
+Rates are moving windows over the times executions started at, by the host's clock. The ``limits`` library
+counts in its own memory by the process's clock, which a restart would forget.
+
 Where tickets of one queue wait on several hosts, a host with a younger one lets the older one go first.
 """
 

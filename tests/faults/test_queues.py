@@ -65,6 +65,8 @@ def events_of(log: EventLog, kinds: tuple[type[Event], ...]) -> list[Event]:
 def test_a_keyed_queue_is_never_exceeded_however_often_the_server_dies(server: FaultyServer) -> None:
     server.publish(KEYED, GATED)
     with server.client() as client:
+        refused = client.post("/v1/executions/keyed/async", json={"input_data": {}})
+        assert (refused.status_code, "queue.key" in refused.text) == (422, True)
         held, waits = start(client, "gated"), start(client, "gated")
         ids = [start(client, "keyed", key=f"k{number % 2}") for number in range(12)]
         poll(client, f"/api/audit/executions/{held}", _is_waiting)
