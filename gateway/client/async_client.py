@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -230,6 +231,15 @@ class AsyncExecution:
         """See `Execution.resume`."""
         return await self._send(calls.resume(self.id))
 
+    def failed_items(self, node: str = "") -> AsyncGenerator[FailedItem]:
+        """See `Execution.failed_items`."""
+        return self._driver.iterate(batches.failed(partial(calls.failed_map_items, self.id, node)))
+
+    async def rerun_failed(self, node: str = "", *, key: str | None = None) -> AsyncExecution:
+        """See `Execution.rerun_failed`."""
+        call = calls.rerun_failed(self.id, node, key or uuid4().hex)
+        return AsyncExecution(self._driver, await self._driver.perform(procedures.ask(call)))
+
     async def _send(self, call: calls.Call[Sent]) -> Sent:
         return await self._driver.perform(procedures.ask(call))
 
@@ -299,7 +309,7 @@ class AsyncBatch:
 
     def failed_items(self) -> AsyncGenerator[FailedItem]:
         """See `Batch.failed_items`."""
-        return self._driver.iterate(batches.failed(self.id))
+        return self._driver.iterate(batches.failed(partial(calls.failed_items, self.id)))
 
     async def arrow(self) -> Table:
         """See `Batch.arrow`."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Never, TypeAlias, cast
 import msgspec
 
 from gateway.client import calls
-from gateway.client.calls import Upload
+from gateway.client.calls import Call, FailedPage, Upload
 from gateway.client.errors import BatchNotCompleted, ItemFailed
 from gateway.client.procedures import PAGE, Clock, ask, blocks, consume, read_lines, wait
 from gateway.client.progress import batch_shown
@@ -110,11 +110,11 @@ def results(batch_id: str) -> Procedure[ItemResult, None]:
     return read_lines(lambda count: (call, count), msgspec.json.Decoder(ItemResult).decode)
 
 
-def failed(batch_id: str) -> Procedure[FailedItem, None]:
-    """The inputs that failed, in their order, page after page."""
+def failed(page_at: Callable[[int | None, int], Call[FailedPage]]) -> Procedure[FailedItem, None]:
+    """What failed, in the order of inputs: ``page_at(after, limit)`` asks for a page."""
     after: int | None = None
     while True:
-        page = yield from ask(calls.failed_items(batch_id, after, PAGE))
+        page = yield from ask(page_at(after, PAGE))
         for item in page.items:
             yield Emit(item)
         after = page.next_after

@@ -180,6 +180,30 @@ def signal(execution_id: str, name: str, payload: Any, signal_id: str) -> Call[S
     return _message(execution_id, "signal", {"name": name, "payload": payload, "signal_id": signal_id})
 
 
+class FailedPage(msgspec.Struct, frozen=True):
+    items: tuple[FailedItem, ...]
+    next_after: int | None = None
+
+
+def failed_map_items(execution_id: str, node: str, after: int | None, limit: int) -> Call[FailedPage]:
+    """``node`` empty: the only wide map that has some."""
+    path = f"{ADMIN}/executions/{segment(execution_id)}/failed-items"
+    query = given(node=node or None, after=after, limit=limit)
+    return Call(method="GET", path=path, read=reader(FailedPage), query=query)
+
+
+def rerun_failed(execution_id: str, node: str, key: str) -> Call[str]:
+    """The id of the new execution."""
+    read = reader(_Started)
+    return Call(
+        method="POST",
+        path=f"{ADMIN}/executions/{segment(execution_id)}/rerun-failed",
+        read=lambda body: read(body).execution_id,
+        content=json_bytes({"node": node}),
+        headers={"content-type": JSON, "idempotency-key": key},
+    )
+
+
 def _message(
     execution_id: str,
     verb: str,
@@ -231,11 +255,6 @@ def show_batch(batch_id: str) -> Call[BatchSnapshot]:
 def batch_events(batch_id: str) -> Call[BatchSnapshot]:
     """A stream; `read` reads the data of one of its frames."""
     return Call(method="GET", path=f"{BATCHES}/{segment(batch_id)}/events", read=reader(BatchSnapshot))
-
-
-class FailedPage(msgspec.Struct, frozen=True):
-    items: tuple[FailedItem, ...]
-    next_after: int | None = None
 
 
 def failed_items(batch_id: str, after: int | None, limit: int) -> Call[FailedPage]:

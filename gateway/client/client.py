@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -276,6 +277,15 @@ class Execution:
         """Raises: Conflict when it isn't paused."""
         return self._send(calls.resume(self.id))
 
+    def failed_items(self, node: str = "") -> Iterator[FailedItem]:
+        """What failed in a wide map of it, and why. ``node`` empty: the only map with failed items."""
+        return self._driver.iterate(batches.failed(partial(calls.failed_map_items, self.id, node)))
+
+    def rerun_failed(self, node: str = "", *, key: str | None = None) -> Execution:
+        """Start the flow over only the failed items of a wide map. Raises: Conflict when none failed."""
+        call = calls.rerun_failed(self.id, node, key or uuid4().hex)
+        return Execution(self._driver, self._driver.perform(procedures.ask(call)))
+
     def _send(self, call: calls.Call[Sent]) -> Sent:
         return self._driver.perform(procedures.ask(call))
 
@@ -343,7 +353,7 @@ class Batch:
 
     def failed_items(self) -> Iterator[FailedItem]:
         """The inputs that failed, and why."""
-        return self._driver.iterate(batches.failed(self.id))
+        return self._driver.iterate(batches.failed(partial(calls.failed_items, self.id)))
 
     def arrow(self) -> Table:
         """The outputs as an Arrow table: a row an input, nulls for a failed one."""

@@ -24,6 +24,17 @@ FLOWS = (
     flow("py-short", {"id": "ask", "kind": "wait_for_signal", "signal": "go"}, timeout_seconds=0.05),
     flow("py-large", {"id": "big", "kind": "template", "template": "{{ 'x' * 900000 }}"}),
     flow(
+        "py-wide-broken",
+        {
+            "id": "wide",
+            "kind": "map",
+            "over": "inputs.items",
+            "chunk": {"size": 10},
+            "on_error": "keep",
+            "each": {"kind": "template", "template": "{{ 1 // item }}"},
+        },
+    ),
+    flow(
         "py-wide",
         {
             "id": "wide",

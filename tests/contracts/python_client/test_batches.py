@@ -103,3 +103,13 @@ def test_what_is_no_input_is_told_before_anything_is_sent(client: Client) -> Non
         client.batch("py-chain", [1, 2])
     with pytest.raises(TypeError, match="inputs must be a list"):
         client.batch("py-chain", {"who": "Ada"})
+
+
+def test_the_failed_items_of_a_wide_map_are_listed_and_run_again(client: Client) -> None:
+    execution = client.start("py-wide-broken", {"items": [1, 0, 2]})
+    data: Any = execution.result()
+    assert (len(data), data.failed) == (3, 1)
+    [failed] = list(execution.failed_items())
+    assert (failed.index, failed.input, failed.error.type) == (1, 0, "ZeroDivisionError")
+    again: Any = execution.rerun_failed().result()
+    assert (len(again), again.failed) == (1, 1)
