@@ -8,7 +8,7 @@ the end from this host when the child lives here, and from the log otherwise.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, Protocol
 
 import structlog
@@ -19,11 +19,12 @@ from actors.patience import until_available
 from actors.plans import Plans
 from actors.step_call import StepOutcome
 from actors.writer import Committed
-from runtime import commands, execution
+from runtime import chunks, commands, execution
 from runtime.errors import Conflict, DomainError, InvalidTransition, InvariantViolated, Unavailable
 from runtime.event_log import EventLog, Recorded
 from runtime.events import StepError
 from runtime.ids import FlowId, FlowVersion, Micros, NodeId, TenantId
+from runtime.plan import Plan
 from runtime.state import ExecutionState, NodeState
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,13 @@ DEPTH_MAX = 20
 """Flows inside flows; a deeper child fails its node, so a flow that runs itself comes to an end."""
 
 CANCEL_TRIES_MAX = 5
+CANCELS_AT_ONCE = 32
+
+ITEMS_AHEAD_MAX = 6_000
+"""Items of a map that may have begun behind the last recorded one: in flight, or done and held back."""
+
+ITEM_TRIES_MAX = 3
+"""Tries of an item whose children are looked for."""
 
 
 ELSEWHERE_SECONDS = 2.0
@@ -88,6 +96,37 @@ class _News(asyncio.Event):
         self.ended: ExecutionState | None = None
 
 
+def children_of(state: ExecutionState, plan: Plan) -> list[str]:
+    """Executions that may run for this one, whose end nobody will wait for any more.
+
+    Nothing of a map's item is recorded before it ends, so of a map it is all that may have begun, in a
+    former life of this execution too; most of them never did.
+    """
+    nodes = state.nodes.values()
+    found = [node.child_id for node in nodes if node.status == "waiting" and node.child_id]
+    steps = [step for node in nodes for step in node.steps.values()]
+    found += [step.child_id for step in steps if step.child_id and step.answer is None]
+    for node_id, node in state.nodes.items():
+        each = plan.steps[node_id].each if node_id in plan.steps else None
+        if each is None or each.kind != "flow" or node.status not in ("running", "failed"):
+            continue
+        tries_max = min(each.retry.attempts, ITEM_TRIES_MAX)
+        for index in _unrecorded(node):
+            for tries in range(1, tries_max + 1):
+                found.append(child_of_item(state.execution_id, node_id, index, tries))
+    return found
+
+
+def _unrecorded(node: NodeState) -> Iterator[int]:
+    """Items of a map without a recorded outcome, up to where none can have begun."""
+    if node.chunks is None:
+        end = max(node.outcomes, default=-1) + 1 + ITEMS_AHEAD_MAX
+        yield from (index for index in range(end) if index not in node.outcomes)
+        return
+    for first, end in chunks.gaps(node.chunks.recorded):
+        yield from range(first, end if end is not None else first + ITEMS_AHEAD_MAX)
+
+
 class Children:
     """All child flows whose parents live in one host."""
 
@@ -126,8 +165,7 @@ class Children:
 
     def cancel(self, child_ids: Iterable[str], after: Committed) -> None:
         """Cancel children once the parent's own end is durable; a fenced parent cancels nobody."""
-        for one in child_ids:
-            self._home.spawn(self._cancel(one, after))
+        self._home.spawn(self._cancel_all(tuple(child_ids), after))
 
     async def _end(
         self, parent: ExecutionState, node_id: NodeId, node: NodeState, news: "_News"
@@ -214,11 +252,16 @@ class Children:
             state = self._home.state_of(state.parent_id)
         return depth
 
-    async def _cancel(self, execution_id: str, after: Committed) -> None:
+    async def _cancel_all(self, execution_ids: tuple[str, ...], after: Committed) -> None:
         try:
             await asyncio.shield(after)
         except (Conflict, Unavailable, InvariantViolated):
             return  # the parent's end was not recorded: its next owner will see to its children
+        for first in range(0, len(execution_ids), CANCELS_AT_ONCE):
+            some = execution_ids[first : first + CANCELS_AT_ONCE]
+            await asyncio.gather(*(self._cancel(execution_id) for execution_id in some))
+
+    async def _cancel(self, execution_id: str) -> None:
         command = commands.RequestCancel(at=self._home.now(), reason="the parent ended")
         for _ in range(CANCEL_TRIES_MAX):
             answer = await self._home.deliver_here(Send(execution_id, command))

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from actors.children import children_of
 from actors.messages import Reply
 from actors.scope import ScopeBuilder
 from actors.step_call import StepOutcome
@@ -578,10 +579,7 @@ class ExecutionActor:
         if self._children_stopped:
             return
         self._children_stopped = True
-        nodes = self.state.nodes.values()
-        children = [node.child_id for node in nodes if node.status == "waiting" and node.child_id]
-        steps = [step for node in nodes for step in node.steps.values()]
-        children += [step.child_id for step in steps if step.child_id and step.answer is None]
+        children = children_of(self.state, self.plan)
         if children:
             self._shell.cancel_children(children, after)
 

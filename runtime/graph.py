@@ -70,6 +70,7 @@ class _NodeBinder(TextBinder):
         super().__init__(report, in_map=in_map)
         self.decisions: list[_Decision] = []
         self.streamed_fields: set[str] = set()
+        self.each: Step | None = None
 
     def streamed(self, field: str) -> None:
         self.streamed_fields.add(field)
@@ -91,7 +92,8 @@ class _NodeBinder(TextBinder):
         self.node_reads += [(f"{field}.{path}", node_id) for path, node_id in binder.node_reads]
         self.input_reads += [(f"{field}.{path}", name) for path, name in binder.input_reads]
         reads = dict.fromkeys(NodeId(node_id) for _, node_id in binder.node_reads)
-        return msgspec.structs.replace(step, kind=str(raw["kind"]), act=act, reads=tuple(reads))
+        self.each = msgspec.structs.replace(step, kind=str(raw["kind"]), act=act, reads=tuple(reads))
+        return self.each
 
 
 class _Node:
@@ -126,6 +128,7 @@ class _Node:
             name=(fields.name if fields else "") or self.id,
             kind=fields.kind if fields else "",
             act=parts.kind.bind(parts.config, self.binder),
+            each=self.binder.each,
             condition=condition,
         )
 

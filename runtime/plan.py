@@ -213,6 +213,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     act: "Act"
+    each: "Step | None" = None
     needs: tuple[NodeId, ...] = ()
     dependents: tuple[NodeId, ...] = ()
     reads: tuple[NodeId, ...] = ()

@@ -144,6 +144,7 @@ def test_a_cancelled_map_cancels_its_children_but_a_leaving_host_does_not(tmp_pa
             await status(after)
             await until(lambda: after.is_awaited(child), "the parent waits for its child again")
             await cancel(after, execution_id)
+            await home.ended(execution_id)
             assert (await home.ended(child)).status == "cancelled"
             home.verified()
 

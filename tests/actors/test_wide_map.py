@@ -451,10 +451,33 @@ def test_cancelling_a_wide_map_cancels_the_children_in_flight(tmp_path: Path) ->
             for child in children:
                 await home.recorded(child, "node_waiting")
             await cancel(host, execution_id)
+            await home.ended(execution_id)
             for child in children:
                 assert (await home.ended(child)).status == "cancelled"
             streams = {one.originator_id for one in home.all_events() if ":" not in one.originator_id}
             assert streams == {execution_id, *children}
+            home.verified()
+
+    run(story())
+
+
+def test_a_cancel_after_a_crash_finds_the_children_of_the_former_life(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with WideHousehold(tmp_path) as home:
+            home.write("items.jsonl", list(range(9)))
+            home.publish(GATED)
+            home.publish(flow("source: items.jsonl\n    concurrency: 3", CHILD))
+            host = await home.equipped()
+            execution_id = await start(home, host, "wide")
+            children = [child_of_item(execution_id, WIDE, index) for index in range(3)]
+            for child in children:
+                await home.recorded(child, "node_waiting")
+            await host.die()
+            after = home.host(files_root=str(home.files))
+            await cancel(after, execution_id)
+            await home.ended(execution_id)
+            for child in children:
+                assert (await home.ended(child)).status == "cancelled"
             home.verified()
 
     run(story())
