@@ -20,7 +20,7 @@ KIND = "batch"
 """Of the resource."""
 
 MAP_NODE = "items"
-"""The one node of the built-in flow `batch`."""
+"""The one node of the built-in flow `batch-run`."""
 
 SOURCE = "batch"
 """The door that executions of a batch came in by."""

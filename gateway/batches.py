@@ -1,4 +1,4 @@
-"""Batches: one flow over very many inputs, as a resource and executions of the built-in flow `batch`.
+"""Batches: one flow over very many inputs, as a resource and executions of the built-in flow `batch-run`.
 
     POST --resource.created (ids drawn)--> executions started --> ... --> ended --retry--> another round
 

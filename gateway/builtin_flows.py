@@ -24,7 +24,7 @@ AGENT_RUN = "agent-run"
 TASK_ANALYSIS = "task-analysis"
 """One answer of a model by a schema: inputs ``prompt``, ``system``, ``model``, ``output_schema``."""
 
-BATCH = "batch"
+BATCH = "batch-run"
 """One flow over the items of a source; its input is made by `batch_documents.input_of`."""
 
 AGENT_ID = "agent_id"
