@@ -2,6 +2,7 @@
 
     worker:  made or read a value --keeps its bytes--> tells so in its reply
     host:    asks for them (``hand_over``): the answer goes to Ray's store, the host keeps its reference
+             (a task gives them unasked, as items after its answer)
     worker:  gets the references along with the calls that mention the values, and maps the bytes
 
 The bytes never pass through the host, nor through an execution's mailbox. The host owns the objects, so they
@@ -13,6 +14,7 @@ unread. Ray has no public way to look at an object before it is opened, so this 
 ``ray.get``; a release where that is another reads from the blob store.
 """
 
+import asyncio
 import io
 import re
 import threading
@@ -32,6 +34,9 @@ VALUE_BYTES_MIN = 256 * 1024
 
 GET_SECONDS_MAX = 10.0
 """How long an object may take to arrive from another node."""
+
+ITEMS_SECONDS_MAX = 5.0
+"""How long a task may take to put what it holds into Ray's object store."""
 
 _RAW = b"RAW"
 _MARKER = re.compile(rb'"%b":\{"sha256":"([0-9a-f]{64})"' % re.escape(MARKER).encode())
@@ -60,12 +65,24 @@ class ObjectCache:
         """Have ``worker`` hand over what it holds."""
         for value in held:
             if value.size <= self._bytes_max:
-                ref = worker.hand_over.options(concurrency_group="control").remote(value.sha256)
-                self._forget(value.sha256)
-                self._known[value.sha256] = (value.size, ref)
-                self._bytes += value.size
-                while self._bytes > self._bytes_max:
-                    self._forget(next(iter(self._known)))
+                ask = worker.hand_over.options(concurrency_group="control")
+                self._note(value, ask.remote(value.sha256))
+
+    async def take_items(self, held: Iterable[HeldValue], items: Any) -> None:
+        """Have what a task gives as its next items, which stay where they are."""
+        try:
+            async with asyncio.timeout(ITEMS_SECONDS_MAX):
+                for value in held:
+                    self._note(value, await anext(items))
+        except (RayError, StopAsyncIteration, TimeoutError):
+            return  # the process died, or is slow: the blob store has them
+
+    def _note(self, value: HeldValue, ref: Any) -> None:
+        self._forget(value.sha256)
+        self._known[value.sha256] = (value.size, ref)
+        self._bytes += value.size
+        while self._bytes > self._bytes_max:
+            self._forget(next(iter(self._known)))
 
     def clear(self) -> None:
         """Let go of every object."""

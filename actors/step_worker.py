@@ -46,14 +46,22 @@ class StepWorker:
     """Runs batches of ``StepCall``; a plain class, so that it works without Ray.
 
     ``own_process``: nothing else lives in this process, so its descriptors and memory may be bounded for
-    good. ``blobs``: given in tests; else opened from ``limits.blob_url`` when first needed.
+    good. ``holds``: large values may be asked for after a reply (``object_cache``); by default if the process
+    is its own. ``blobs``: given in tests; else opened from ``limits.blob_url`` when first needed.
     """
 
-    def __init__(self, limits: bytes, *, own_process: bool = True, blobs: BlobStore | None = None) -> None:
+    def __init__(
+        self,
+        limits: bytes,
+        *,
+        own_process: bool = True,
+        holds: bool | None = None,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self._limits = msgspec.json.decode(limits, type=WorkerLimits)
         self._blobs = blobs
-        # A process that Ray uses for something else afterwards can't be asked for what it holds.
-        self._values = HeldValues(self._limits.object_cache_bytes_max if own_process else 0)
+        holds = own_process if holds is None else holds
+        self._values = HeldValues(self._limits.object_cache_bytes_max if holds else 0)
         self._coroutines = AsyncSteps()
         self._capture = StepCapture(self._limits.log_bytes_max, own_process=own_process)
         host, pid = socket.gethostname(), os.getpid()

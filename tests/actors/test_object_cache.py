@@ -153,6 +153,12 @@ def test_the_next_reader_needs_no_blob_store_and_a_lost_object_is_read_from_it(t
         _hide(blobs, ref)  # read once, it is at hand again
         assert _output(await pool.run(_call("describe", value=marker)))["rows"] == ROWS
 
+        made_by_task = _output(await pool.run(_call("table", cpu, rows=ROWS + 1)))
+        ref = values.value_ref(made_by_task)
+        assert ref is not None
+        _hide(blobs, ref)
+        assert _output(await pool.run(_call("describe", value=made_by_task)))["rows"] == ROWS + 1
+
     _in_pool(blobs, work)
 
 
