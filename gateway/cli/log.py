@@ -48,7 +48,7 @@ def check(store: Store = None, as_json: AsJson = False) -> None:
     from projections.runner import PROJECTIONS
     from projections.tracked import prepare
 
-    with opened(store) as (log, reads), waiting("building the read models anew"):
+    with opened(store) as (log, reads), _alone(), waiting("building the read models anew"):
         prepare(reads, PROJECTIONS)
         found = list(islice(verify_read_models(log, reads, PROJECTIONS), DIFFERENCES_MAX))
         position = log.max_position()
@@ -95,7 +95,7 @@ def rebuild(
         if each != _INLINE and each not in tracked:
             raise usage(f"no read model is called {each!r}", f"There are {', '.join((_INLINE, *tracked))}.")
     done: dict[str, Any] = {}
-    with opened(store) as (log, reads):
+    with opened(store) as (log, reads), _alone():
         prepare(reads, PROJECTIONS)
         for each in chosen:
             with waiting(f"rebuilding {each}"):
@@ -111,6 +111,19 @@ def rebuild(
 
 
 _INLINE = "inline"
+
+
+@contextmanager
+def _alone() -> Generator[None]:
+    """Raises: CliFailure when another check, a rebuild or an archive took the new rows away."""
+    from projections.tracked import Moved
+
+    try:
+        yield
+    except Moved:
+        raise CliFailure(
+            "another check, a rebuild or an archive of this log ran meanwhile", "Run it again afterwards."
+        ) from None
 
 
 def _plain(row: Any) -> Any:

@@ -8,6 +8,10 @@ from shutil import rmtree
 
 import pytest
 
+from gateway.cli.failures import CliFailure
+from gateway.cli.log import rebuild as rebuild_command
+from projections import rebuild
+from projections.tracked import Moved
 from runtime.event_log import EventLog, store_env
 from tests.cli.command import heliograph
 from tests.projections.writing import write_some
@@ -58,3 +62,12 @@ def test_a_cutoff_that_says_nothing_is_a_mistake(store: Path, options: tuple[str
     ended = heliograph(store, "archive", "--to", str(store / "archive"), *options)
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_a_rebuild_that_an_archive_ended_says_so(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(*_: object) -> None:
+        raise Moved("counters__rebuild")
+
+    monkeypatch.setattr(rebuild, "rebuild", moved)
+    with pytest.raises(CliFailure, match="an archive of this log ran meanwhile"):
+        rebuild_command(["counters"], store=f"sqlite:///{store / 'heliograph.db'}")
