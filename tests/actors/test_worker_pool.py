@@ -158,12 +158,18 @@ def test_the_worker_imports_nothing_of_the_gateway_or_the_log() -> None:
     loaded = set(in_pool(work).output) - {"actors", "runtime"}
     assert loaded == {
         "actors.crash_report",
+        "actors.dataset_reader",
+        "actors.files",
+        "actors.large_values",
+        "actors.object_cache",
+        "actors.optional_libraries",
         "actors.step_call",
         "actors.step_capture",
         "actors.step_context",
         "actors.step_execution",
         "actors.step_worker",
         "runtime.agent_spec",
+        "runtime.block_file",
         "runtime.datasets",
         "runtime.errors",
         "runtime.events",
@@ -172,6 +178,7 @@ def test_the_worker_imports_nothing_of_the_gateway_or_the_log() -> None:
         "runtime.placement",
         "runtime.plan",
         "runtime.queues",
+        "runtime.values",
     }
 
 
