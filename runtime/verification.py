@@ -11,7 +11,7 @@ callbacks, flows, keys and resources. Never raises for what it finds; every find
 | first | a stream begins with version 1 and the event that creates it |
 | versions | versions of a stream are contiguous: no two owners wrote interleaved |
 | last | one terminal event, and nothing after it |
-| replay | the state machine accepts every event |
+| replay | the state machine accepts every event; no item of a wide map is recorded twice |
 | time | times of a stream never go back |
 | owner | no former owner's work is recorded after a take-over |
 | start | attempts of a node are numbered from 1, none after its end; no start after a cancel or in a pause |
