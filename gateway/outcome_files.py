@@ -31,8 +31,8 @@ _encode = msgspec.json.encode
 
 
 def as_file(outcomes: Iterable[Outcome], form: str) -> Iterator[bytes]:
-    """The file in pieces, none empty. Raises: NotInstalled before the first one when a library is missing."""
-    return _jsonl(outcomes) if form == "jsonl" else _parquet(outcomes)
+    """The file in pieces, none empty. Raises: NotInstalled, at once, when a library is missing."""
+    return _jsonl(outcomes) if form == "jsonl" else _parquet(outcomes, pyarrow("results as Parquet"))
 
 
 def _jsonl(outcomes: Iterable[Outcome]) -> Iterator[bytes]:
@@ -49,8 +49,7 @@ def _jsonl(outcomes: Iterable[Outcome]) -> Iterator[bytes]:
         yield bytes(block)
 
 
-def _parquet(outcomes: Iterable[Outcome]) -> Iterator[bytes]:
-    pa = pyarrow("results as Parquet")
+def _parquet(outcomes: Iterable[Outcome], pa: Any) -> Iterator[bytes]:
     columns = [("index", pa.int64()), ("output", pa.string())]
     columns += [("error_type", pa.string()), ("error_message", pa.string())]
     schema = pa.schema(columns)

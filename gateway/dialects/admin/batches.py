@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
+from actors.optional_libraries import NotInstalled
 from gateway import batch_inputs
 from gateway.batch_documents import BatchSource
 from gateway.batch_inputs import Given
@@ -227,7 +228,10 @@ async def batch_results(call: Call) -> Response:
     if wanted not in ("jsonl", "parquet"):
         raise broken("format", "must be jsonl or parquet")
     rounds = await call.gateway.batches.rounds(batch)
-    pieces = as_file(call.gateway.batches.outcomes.results(rounds), wanted)
+    try:
+        pieces = await asyncio.to_thread(as_file, call.gateway.batches.outcomes.results(rounds), wanted)
+    except NotInstalled as error:
+        raise broken("format", str(error)) from None
     named = f'attachment; filename="batch-{batch.batch_id}.{wanted}"'
     headers = {"cache-control": "no-store", "content-disposition": named}
     return StreamingResponse(pieces, headers=headers, media_type=MEDIA_TYPES[wanted])
