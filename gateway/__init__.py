@@ -1,4 +1,4 @@
-"""The way in: contracts over HTTP and SSE, the command line, and the composition root.
+"""The way in: contracts over HTTP and SSE, the command line, the Python client, and the composition root.
 
 A dialect translates one published contract into commands and queries, and events back into its
 wire format; it holds no state beyond the open response. `app.create_app(settings)` and the command

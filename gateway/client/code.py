@@ -16,7 +16,9 @@ from typing import Any, cast
 
 from runtime.packages import FILES_MAX, OURS, UNPACKED_BYTES_MAX, build_package
 
-_OURS = OURS | {"flows"}
+_EXAMPLES = Path(__file__).parents[2] / "flows"
+"""Of the distribution; a user's package of that name is another."""
+
 _INSTALLED_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
@@ -57,10 +59,10 @@ def own_modules(functions: Iterable[str]) -> list[str]:
     found: dict[str, None] = {}
     while waiting:
         module = waiting.pop()
-        if module in found or module in _OURS:
+        if module in found or module in OURS:
             continue
         place = _place(module)
-        if place is None or _is_installed(place):
+        if place is None or place == _EXAMPLES or _is_installed(place):
             continue
         found[module] = None
         for name, path in _files(place):

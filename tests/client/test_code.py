@@ -72,3 +72,12 @@ def test_a_module_that_is_not_there_is_named(project: Path) -> None:
         package_of(["p_nowhere"])
     with pytest.raises(ValueError, match="no module 'json'"):
         package_of(["json"])
+
+
+def test_a_users_package_may_be_called_as_our_examples_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "flows").mkdir()
+    (project / "flows" / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "flows", raising=False)
+    assert own_modules(["flows.orders:price"]) == ["flows"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, closing
 from typing import Any
 
 import httpx
@@ -258,6 +259,49 @@ def test_waiting_works_without_a_place_for_a_stream(perform: Stage) -> None:
     refused = [busy(429, **{"Retry-After": "100"})]
     script, _ = scripted(*refused, httpx.Response(200, json=shown), httpx.Response(200, json=ended))
     assert perform(lambda client: client.execution(ID).result(), script) == 7
+
+
+class Open(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that brings ``content`` and would never end; says when it was closed."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            yield self._content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield self._content
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+def test_who_leaves_a_stream_early_closes_its_connection(perform: Stage) -> None:
+    body = Open(frames(1))
+    script, _ = scripted(
+        httpx.Response(200, stream=body, headers={"content-type": "text/event-stream"}), started()
+    )
+
+    async def first_async(events: Any) -> Any:
+        async with aclosing(events) as source:
+            return await anext(source)
+
+    def first(client: Any) -> Any:
+        events = client.execution(ID).events()
+        if isinstance(client, AsyncClient):
+            return first_async(events)
+        with closing(events) as source:
+            return next(source)
+
+    assert perform(first, script).position == 1
+    assert body.is_closed
 
 
 # --- downloads ------------------------------------------------------------------------------------------
