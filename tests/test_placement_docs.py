@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from actors.cluster_overview import HostView
 from actors.environment_pools import ENVIRONMENTS_MAX
 from actors.environments import FAILED_SECONDS, INSTALL_SECONDS_MAX, SITE_BYTES_MAX
 from actors.roster import DEDICATED_MAX
@@ -36,6 +37,12 @@ def test_the_package_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_missing_is_said_in_these_words() -> None:
     (said,) = missing(Resources(gpus=4), [NodeOffer(total={"GPU": 2})])
     assert f"`fit can't be placed; missing: {said}`" in TEXT
+
+
+def test_the_metric_is_one_that_hosts_have() -> None:
+    names = re.findall(r"`heliograph_host_(\w+)`", TEXT)
+    assert names == ["unschedulable"]
+    assert set(names) <= {field.name for field in msgspec.structs.fields(HostView)}
 
 
 def test_fields_bounds_and_names_are_those_of_the_code() -> None:
