@@ -28,12 +28,11 @@ def target(url: str | None, api_key: str | None) -> Target:
     """Where to send requests, and with which key ('' when there is none)."""
     import os
 
-    from gateway.settings import SettingFault
+    from gateway.cli.settings import faults_told
 
     try:
-        return find_target(url, api_key, os.environ)
-    except SettingFault as fault:
-        raise usage(str(fault), "Change or unset it; the README lists every setting.") from None
+        with faults_told():
+            return find_target(url, api_key, os.environ)
     except ValueError as fault:
         raise usage(f"--url: {fault}", "For example: http://127.0.0.1:8080") from None
 

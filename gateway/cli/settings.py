@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.cli.failures import usage
@@ -13,11 +15,20 @@ if TYPE_CHECKING:
 
 def load_settings(**overrides: str | int | None) -> Settings:
     """The environment's settings; ``overrides`` (field to value, None = not given) win over it."""
-    from gateway.settings import PREFIX, SettingFault, Settings
+    from gateway.settings import PREFIX, Settings
 
     env = dict(os.environ)
     env |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value is not None}
-    try:
+    with faults_told():
         return Settings.from_env(env)
+
+
+@contextmanager
+def faults_told() -> Generator[None]:
+    """A setting that can't be used, as the mistake in the command that it is."""
+    from gateway.settings import SettingFault
+
+    try:
+        yield
     except SettingFault as fault:
         raise usage(str(fault), "Change or unset it; the README lists every setting.") from None
