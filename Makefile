@@ -1,8 +1,10 @@
 # Everything runs in a local virtual environment, .venv, made once and renewed when the
-# dependencies change. PYTHON chooses the interpreter it is made with; ARGS is passed on.
+# dependencies change. PYTHON chooses the interpreter it is made with; ARGS is passed on; JOBS is the number of
+# processes that run the tests.
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -19,7 +21,7 @@ demo: $(READY) ## run a real job durably, kill it half way, watch it finish
 	@$(BIN)/heliograph demo $(ARGS)
 
 test: $(READY) ## run the tests (ARGS="tests/runtime -k cancel" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 serve: $(READY) ## start the server
 	@$(BIN)/heliograph serve $(ARGS)

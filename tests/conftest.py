@@ -27,6 +27,8 @@ RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
 RAY_NAMESPACE = "heliograph-tests"
 
 _SANDBOX = pytest.StashKey[Sandbox]()
+_LEFT_BY_WORKERS = pytest.StashKey[list[str]]()
+_LEFT = "left_behind"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     end_seconds = float(config.getoption("--end-seconds") or PROCESS_END_SECONDS)
     left = close_sandbox(config.stash[_SANDBOX], end_seconds=end_seconds)
+    output: dict[str, object] | None = getattr(config, "workeroutput", None)
+    if output is not None:  # one of several processes of the run: the first one tells
+        output[_LEFT] = left
+        return
+    left += config.stash.setdefault(_LEFT_BY_WORKERS, [])
     if not left:
         return
     report = pytest.TestReport(
@@ -66,6 +73,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reporter.stats.setdefault("error", []).append(report)
     if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Keep what one of several processes of the run left behind."""
+    config = cast("pytest.Config", getattr(node, "config"))  # noqa: B009 - the class is the plugin's own
+    output = cast("dict[str, list[str]]", getattr(node, "workeroutput", {}))
+    config.stash.setdefault(_LEFT_BY_WORKERS, []).extend(output.get(_LEFT, []))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
