@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gateway.credentials import read_credentials
-from gateway.settings import Settings
-
 URL_KEY, API_KEY_KEY = "HELIOGRAPH_URL", "HELIOGRAPH_API_KEY"
 
 
@@ -27,6 +24,10 @@ def find_target(url: str | None, api_key: str | None, environment: Mapping[str, 
 
     Raises: ValueError for what is no http or https address; SettingFault for a setting that can't be used.
     """
+    # Here, because every command of the command line imports this module, and few ask.
+    from gateway.credentials import read_credentials
+    from gateway.settings import Settings
+
     url = url or environment.get(URL_KEY)
     api_key = api_key or environment.get(API_KEY_KEY)
     settings = Settings.from_env(environment)
