@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.map_outcomes import MapOutcomes, MapRun, Round
@@ -84,7 +84,9 @@ def histories(draw: st.DrawFn) -> list[Story]:
     rounds = draw(st.integers(1, 3))
     for number in range(rounds):
         count = draw(st.integers(1, 3))
-        oks = draw(st.lists(st.sampled_from([True, False, None]), min_size=len(places), max_size=len(places)))
+        oks = draw(
+            st.lists(st.sampled_from([True, False, False, None]), min_size=len(places), max_size=len(places))
+        )
         items = [Item(place, ok) for place, ok in zip(places, oks, strict=True)]
         shards = [items[shard::count] for shard in range(count)]
         ends = draw(st.lists(st.integers(0, 12), max_size=3))
@@ -97,7 +99,15 @@ def histories(draw: st.DrawFn) -> list[Story]:
     return stories
 
 
+LEFT_OUT = [
+    Story([[Item(0, False), Item(1, False)]], [], True),
+    Story([[Item(0, None), Item(1, True)]], [], True),
+]
+"""An item that a closed round has not recorded, before one that it has."""
+
+
 @settings(max_examples=150, deadline=None)
+@example(LEFT_OUT, -1)
 @given(histories(), st.integers(-1, 12))
 def test_each_item_has_its_latest_outcome_in_its_place(stories: list[Story], after: int) -> None:
     latest: dict[int, tuple[bool, int]] = {}
