@@ -82,6 +82,8 @@ def tell_completed(teller: Teller) -> None:
         corr="story-1",
         request_key="k",
         subject="task:t1",
+        queue_key="ada",
+        priority=5,
         cause="req_1",
     )
     teller.put(story.tell(queued))
@@ -100,7 +102,7 @@ def tell_nodes(teller: Teller, story: Story) -> None:
     )
     teller.go_on(
         story,
-        (events.Started, {}),
+        (events.Started, {"queue_slot": 1}),
         (events.NodeStarted, {"node_id": "fetch", "where": "host-1"}),
         (events.NodeFailed, {"node_id": "fetch", "error": ERROR, "retry_at": START + 50, "logs": logs}),
         (events.NodeStarted, {"node_id": "fetch", "attempt": 2}),
