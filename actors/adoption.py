@@ -15,7 +15,7 @@ import msgspec
 
 from actors.host_link import Trouble
 
-SILENT_SECONDS = 3.5
+SILENT_SECONDS = 3.0
 """How long a host that gives no answer is waited for, once the first answer was missed."""
 
 START_SECONDS = 60.0

@@ -107,6 +107,8 @@ class ExecutionClient:
         await self._until_moved(lambda: self._send_start(command))
 
     async def _send_start(self, command: StartExecution) -> Reply:
+        if not self._order:
+            raise Moved("no host takes executions just now")
         link = self._link_of_queue(command) if command.queue_key else self._next_link()
         return await link.send(messages.Start(command))
 

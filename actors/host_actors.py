@@ -5,7 +5,7 @@ them by name. A host needs no CPU of its own as far as Ray is concerned, else it
 all of a node's CPUs waiting for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -62,16 +62,20 @@ def create(
     ).remote(msgspec.json.encode(config))
 
 
-def find() -> dict[HostName, Any]:
-    """Handles to all pooled hosts there are, whoever made them, by name."""
+def names() -> set[HostName]:
+    """All pooled hosts there are, whoever made them."""
+    return {HostName(name) for name in ray.util.list_named_actors() if name.startswith(PREFIX)}
+
+
+def handles(wanted: Iterable[HostName]) -> dict[HostName, Any]:
+    """Handles to those of the hosts that have not ended meanwhile."""
     found: dict[HostName, Any] = {}
-    for name in ray.util.list_named_actors():
-        if name.startswith(PREFIX):
-            try:
-                # Ray's own types leave the class of the actor open.
-                found[HostName(name)] = cast(Any, ray).get_actor(name, namespace=NAMESPACE)
-            except ValueError:
-                continue  # it ended between the two questions
+    for name in wanted:
+        try:
+            # Ray's own types leave the class of the actor open.
+            found[name] = cast(Any, ray).get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            log.info("a host ended before it was found", host=name)
     return found
 
 

@@ -99,10 +99,14 @@ class HostLink:
         self._flush_due = False
         self._reachable = asyncio.Event()
         self._closed_with: DomainError | None = None
+        self._asking: asyncio.Task[None] | None = None
         self.trouble: Trouble = ""
+        self.unreachable_since: float | None = None
+        """The loop's time at which it was first missed, or at which this link was opened."""
         self.status: HostStatus | None = None
 
     def open(self) -> None:
+        self.unreachable_since = asyncio.get_running_loop().time()
         self._spawn(self._poll_for_ever())
 
     def close(self, error: DomainError | None = None) -> None:
@@ -147,13 +151,17 @@ class HostLink:
         """Whether executions wait here for a place, as far as we were told."""
         return self.status is not None and self.status.queued > 0
 
-    async def ask_status(self) -> None:
-        """Bring ``status`` up to date, unless the host gives no answer now."""
+    def ask_status(self) -> None:
+        """Bring ``status`` up to date soon. Nobody waits for it: the feed says whether the host lives."""
+        if self._asking is None or self._asking.done():
+            self._asking = self._spawn(self._ask_status())
+
+    async def _ask_status(self) -> None:
         try:
             async with asyncio.timeout(POLL_GRACE_SECONDS):
                 self.status = messages.decode_status(await self._handle.status.remote())
         except (RayError, TimeoutError) as error:
-            log.debug("no status", host=self.name, error=reason_of(error))  # the feed says whether it lives
+            log.debug("no status", host=self.name, error=reason_of(error))
 
     async def drain(self, seconds: float) -> tuple[str, ...]:
         """Let the host end its work within ``seconds``; the executions it still holds. Repeatable.
@@ -211,7 +219,7 @@ class HostLink:
             # The host lives but can't record: its store is away. It goes on trying; the caller may too.
             _refuse(batch, Unavailable(f"host {self.name} could not record it in time"))
         except RayError as error:
-            self._reachable.clear()
+            self._miss("broken")
             log.warning("host unreachable, sending again", host=self.name, error=reason_of(error))
             await asyncio.sleep(0.2)
             self._send_again(batch)
@@ -285,8 +293,7 @@ class HostLink:
                 async with asyncio.timeout(POLL_SECONDS + POLL_GRACE_SECONDS):
                     batch = messages.decode_feed(await call)
             except (RayError, TimeoutError) as error:
-                self._reachable.clear()
-                self.trouble = "silent" if isinstance(error, TimeoutError) else "broken"
+                self._miss("silent" if isinstance(error, TimeoutError) else "broken")
                 log.warning("feed interrupted", host=self.name, error=reason_of(error))
                 self._lose()  # their executions may be going on elsewhere
                 await asyncio.sleep(pause)
@@ -295,11 +302,19 @@ class HostLink:
             pause = 0.1
             self.trouble = ""
             if not self.is_reachable:
+                self.unreachable_since = None
                 self._reachable.set()
                 self._lose()  # what they follow may have moved meanwhile
+                self.ask_status()  # it may be on another node now
                 if self._on_reachable is not None:
                     self._on_reachable()
             self._dispatch(batch)
+
+    def _miss(self, trouble: Trouble) -> None:
+        if self.is_reachable or self.unreachable_since is None:
+            self.unreachable_since = asyncio.get_running_loop().time()
+        self.trouble = trouble
+        self._reachable.clear()
 
     def _dispatch(self, batch: FeedBatch) -> None:
         if batch.incarnation != self._incarnation:
@@ -325,10 +340,11 @@ class HostLink:
         for reader in itertools.chain.from_iterable(self._readers.values()):
             reader.put(None)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def reason_of(error: BaseException) -> str:

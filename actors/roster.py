@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import structlog
 
 from actors import cluster_nodes, host_actors, scaling
 from actors.adoption import Sight
@@ -21,6 +22,11 @@ from actors.host_config import HostConfig
 from actors.host_link import HostLink, Moved
 from runtime.commands import StartExecution
 from runtime.ids import HostName
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS_MAX = 2.0
+"""How long an inspection waits for Ray's head: without it, lost hosts are adopted all the same."""
 
 DEDICATED_MAX = 100
 """Hosts for single executions at once: each is a process of about 90 MB."""
@@ -49,7 +55,7 @@ class Roster:
         self._places = places
         self._placed: dict[HostName, DedicatedPlace] = {}
         self._opening = asyncio.Lock()
-        self._unreachable_since: dict[HostName, float] = {}
+        self._looking: asyncio.Task[_Found] | None = None
         self._gone: frozenset[str] = frozenset()
         self.news = asyncio.Event()
         """Set when a host answers that did not before."""
@@ -113,18 +119,27 @@ class Roster:
         self.links.pop(name).close(Moved(f"host {name} has ended"))
         self.handles.pop(name)
         self._placed.pop(name, None)
-        self._unreachable_since.pop(name, None)
         self.connect()
 
-    async def look(self) -> None:
-        """The nodes, and the hosts that others made or ended. Raises: RayError while Ray's head is away."""
-        self.nodes, found = await asyncio.to_thread(_read_cluster)
-        for name, handle in found.items():
+    async def look(self, seconds: float = LOOK_SECONDS_MAX) -> None:
+        """The nodes, and the hosts that others made or ended; what was known stays while Ray's head is away.
+
+        Raises: RayError, RuntimeError. Without an answer within ``seconds`` it is taken up by a later call.
+        """
+        if self._looking is None:
+            self._looking = asyncio.create_task(asyncio.to_thread(_read_cluster, frozenset(self.links)))
+        await asyncio.wait([self._looking], timeout=seconds)
+        if not self._looking.done():
+            log.warning("Ray's head gives no answer")
+            return
+        looked, self._looking = self._looking, None
+        self.nodes, names, new = looked.result()
+        for name, handle in new.items():
             if name not in self.links:
                 self._link_to(name, handle)
                 self.connect()
         for link in self.pooled():
-            if link.name not in found and not link.is_reachable:
+            if link.name not in names and not link.is_reachable and link.has_answered:
                 self.drop(link.name)
 
     async def _add_one(self, name: HostName, nodes: Sequence[str] = ()) -> HostLink:
@@ -157,15 +172,11 @@ class Roster:
 
     # --- who answers ----------------------------------------------------------------------------------
 
-    async def take_note(self, now: float) -> None:
-        """Who answers, how they are, and which of the others' nodes are gone."""
-        for name, link in self.links.items():
+    async def take_note(self) -> None:
+        """Ask how those are that answer, and which of the others' nodes are gone."""
+        for link in self.links.values():
             if link.is_reachable:
-                self._unreachable_since.pop(name, None)
-            else:
-                self._unreachable_since.setdefault(name, now)
-        reachable = [link for link in self.links.values() if link.is_reachable]
-        await asyncio.gather(*(link.ask_status() for link in reachable))
+                link.ask_status()
         if self._is_joined:
             self._gone = await self._gone_nodes()
 
@@ -179,14 +190,15 @@ class Roster:
 
     def unreachable_since(self) -> dict[HostName, float]:
         """Hosts that don't answer, and since when."""
-        return dict(self._unreachable_since)
+        since = ((link.name, link.unreachable_since) for link in self.links.values())
+        return {name: at for name, at in since if at is not None}
 
     def sight(self, name: HostName, now: float) -> Sight | None:
         """What is known of a host; None for one nobody here knows."""
         link = self.links.get(name)
         if link is None:
             return None
-        since = self._unreachable_since.get(name)
+        since = link.unreachable_since
         if since is None:
             return Sight(is_dedicated=is_dedicated(name))
         return Sight(
@@ -208,5 +220,10 @@ async def _answers(link: HostLink) -> bool:
     return True
 
 
-def _read_cluster() -> tuple[dict[str, ClusterNode], dict[HostName, Any]]:
-    return cluster_nodes.read(), host_actors.find()
+_Found = tuple[dict[str, ClusterNode], set[HostName], dict[HostName, Any]]
+"""The nodes, the names of all pooled hosts, and handles to those that were not known."""
+
+
+def _read_cluster(known: frozenset[HostName]) -> _Found:
+    nodes, names = cluster_nodes.read(), host_actors.names()
+    return nodes, names, host_actors.handles(names - known)

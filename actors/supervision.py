@@ -152,7 +152,7 @@ class Supervisor:
         self._is_up = True
         self._problem = "hosts are starting"
         if self._is_joined:
-            await self._roster.look()
+            await self._roster.look(START_SECONDS_MAX)
             count = self._scaler.bounds().least - len(self._roster.pooled())
         else:
             count = self._settings.hosts or max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
@@ -208,9 +208,9 @@ class Supervisor:
         # The holders first: whoever holds something was made before, so it is found afterwards.
         holders = await asyncio.to_thread(self._log.owners)
         if self._is_joined:
-            await self._roster.look()
+            await self._look()
+        await self._roster.take_note()
         now = asyncio.get_running_loop().time()
-        await self._roster.take_note(now)
         await self._forget_ended(holders, now)
         await self._adopt_lost(holders, now)
         if self._is_joined:
@@ -220,11 +220,18 @@ class Supervisor:
         else:
             await self._renew_lost(holders, now)
 
+    async def _look(self) -> None:
+        try:
+            await self._roster.look()
+        except (RayError, RuntimeError, OSError) as error:
+            log.warning("the cluster can't be looked at", error=str(error)[:200])
+
     async def _adopt_lost(self, holders: Mapping[HostName, int], now: float) -> None:
         """Give the executions of hosts that are lost to one that takes executions."""
         living = [link.name for link in self._roster.pooled() if link.accepts]
         for owner in holders:
             if not adoption.is_lost(self._roster.sight(owner, now)):
+                self._adopted_at.pop(owner, None)
                 continue
             if self._adopted_at.get(owner, -ADOPT_AGAIN_SECONDS) > now - ADOPT_AGAIN_SECONDS:
                 continue

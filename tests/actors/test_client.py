@@ -51,6 +51,7 @@ class Handle:
         self.lost_answers = 0
         self.deliver = _Method(self._deliver)
         self.poll = _Method(self._poll)
+        self.status = _Method(self._status)
 
     async def _deliver(self, batch: bytes) -> bytes:
         self.calls += 1
@@ -67,6 +68,9 @@ class Handle:
         batch = await self._alive().poll(gateway_id, min(wait_seconds, 0.2))
         self._alive()
         return batch
+
+    async def _status(self) -> bytes:
+        return await self._alive().status()
 
     def _alive(self) -> Host:
         if self.host is None:

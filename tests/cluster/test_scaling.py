@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from actors.adoption import RESTART_SECONDS, SILENT_SECONDS, Sight, is_lost
+from actors.cluster_nodes import PROBE_SECONDS
 from actors.host_link import POLL_GRACE_SECONDS, POLL_SECONDS
 from actors.scaling import (
     IN_SECONDS,
@@ -18,6 +19,7 @@ from actors.scaling import (
     new_names,
     nodes_for,
 )
+from actors.supervision import INSPECT_SECONDS
 from runtime.ids import HostName
 
 BOUNDS = Bounds(1, 4)
@@ -138,5 +140,5 @@ def test_a_host_is_lost_with_its_node_or_its_silence_but_not_while_ray_starts_it
 
 
 def test_a_host_that_falls_silent_is_lost_within_ten_seconds() -> None:
-    inspection = 1.0
+    inspection = INSPECT_SECONDS + PROBE_SECONDS
     assert POLL_SECONDS + POLL_GRACE_SECONDS + SILENT_SECONDS + inspection < 10.0

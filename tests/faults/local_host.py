@@ -102,6 +102,7 @@ class Handle:
     def __init__(self, host: Host) -> None:
         self.deliver = Method(host.deliver)
         self.poll = Method(host.poll)
+        self.status = Method(host.status)
 
 
 class LocalRuntime:
