@@ -82,6 +82,10 @@ def gaps(recorded: Iterable[ChunkResult]) -> Iterator[tuple[int, int | None]]:
     yield at, None
 
 
+def is_in(chunks: Iterable[ChunkResult], item: int) -> bool:
+    return any(chunk.first <= item < chunk.first + chunk.items for chunk in chunks)
+
+
 def rate(marks: Sequence[tuple[int, int]]) -> float:
     """Items per second over the marks; 0 when they are too few to say."""
     if len(marks) < 2 or marks[-1][0] <= marks[0][0]:

@@ -4,7 +4,7 @@ A history that this code can't have written (a wrong version, an event for an un
 after the end) raises ``Diverged``: replay must never paper over it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from runtime import chunks, events
 from runtime.errors import Diverged
 from runtime.events import Event
 from runtime.ids import SECOND, Micros, NodeId
-from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status, StepState, item_prefix
+from runtime.state import ExecutionState, NodeState, ReceivedSignal, Status, StepState, item_of
 
 
 def begin(event: Event) -> ExecutionState:
@@ -300,15 +300,16 @@ def _node_after(state: ExecutionState, before: NodeState | None, event: _NodeEve
                 on_timeout=event.on_timeout,
             )
         case events.NodeProgressed():
-            outcomes = {**before.outcomes, **{item.index: item for item in event.items}}
-            return replace(
-                before, outcomes=outcomes, total=event.total, steps=_without_items(before.steps, event)
-            )
+            fresh = {item.index: item for item in event.items}
+            outcomes = {**before.outcomes, **fresh}
+            steps = _without_items(before.steps, fresh.__contains__)
+            return replace(before, outcomes=outcomes, total=event.total, steps=steps)
         case events.ChunksRecorded():
             known = chunks.after(before.chunks, event)
             if known is None:
                 raise Diverged(f"{state.execution_id}: chunks of node {event.node_id} don't fit those before")
-            return replace(before, chunks=known)
+            steps = _without_items(before.steps, lambda index: chunks.is_in(event.chunks, index))
+            return replace(before, chunks=known, steps=steps)
         case events.TimerFired():
             return replace(before, wake_at=None)
 
@@ -322,12 +323,11 @@ def _without_marks(nodes: Mapping[NodeId, NodeState]) -> Mapping[NodeId, NodeSta
     }
 
 
-def _without_items(steps: Mapping[str, StepState], event: events.NodeProgressed) -> Mapping[str, StepState]:
+def _without_items(steps: Mapping[str, StepState], is_done: Callable[[int], bool]) -> Mapping[str, StepState]:
     """The steps of items that are not done yet: those of the others are never asked for again."""
     if not steps:
         return steps
-    done = {item_prefix(item.index) for item in event.items}
-    return {name: step for name, step in steps.items() if name[: name.find(".") + 1] not in done}
+    return {name: step for name, step in steps.items() if not is_done(item_of(name))}
 
 
 def _is_active(node: NodeState | None) -> bool:

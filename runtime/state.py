@@ -83,6 +83,12 @@ def item_prefix(index: int) -> str:
     return f"{index}."
 
 
+def item_of(step: str) -> int:
+    """The index of the item a step belongs to; -1 for one of the node itself."""
+    index, dot, _ = step.partition(".")
+    return int(index) if dot and index.isdecimal() else -1
+
+
 class ReceivedSignal(msgspec.Struct, frozen=True):
     signal_id: str
     name: str

@@ -3,7 +3,7 @@
 from typing import Any
 
 from runtime import commands
-from runtime.events import ItemOutcome
+from runtime.events import ChunkResult, ItemOutcome
 from runtime.execution import decide, start
 from runtime.flow import parse_flow
 from runtime.graph import compile_flow
@@ -71,3 +71,12 @@ def test_an_answered_step_of_an_unfinished_item_is_kept_for_a_recovery() -> None
     answer = state.nodes[IT].steps["3.model-1"].answer
     assert answer is not None
     assert answer.content == "paid for"
+
+
+def test_the_steps_of_items_in_recorded_chunks_are_dropped() -> None:
+    state = running_map()
+    for index in (0, 3, 12):
+        state = begin(state, index)
+    done = (ChunkResult(first=0, items=3), ChunkResult(first=10, items=5))
+    state = then(state, commands.RecordChunks, source="s", chunks=done)
+    assert list(state.nodes[IT].steps) == ["3.model-1"]
