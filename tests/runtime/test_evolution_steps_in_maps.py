@@ -42,9 +42,8 @@ def running_map() -> ExecutionState:
         ),
         PLAN,
     ).state
-    for kind, fields in ((commands.Admit, {}), (commands.StartNode, {"node_id": IT})):
-        state = decide(state, PLAN, kind(at=Micros(2), **fields)).state
-    return state
+    state = decide(state, PLAN, commands.Admit(at=Micros(2))).state
+    return decide(state, PLAN, commands.StartNode(at=Micros(2), node_id=IT)).state
 
 
 def then(state: ExecutionState, command: Any, **fields: Any) -> ExecutionState:
