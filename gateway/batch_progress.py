@@ -58,10 +58,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """``rate``: items a second, lately or, at the end, over the whole. ``position``: the last event's.
-
-    ``open``: executions of the last round that go on.
-    """
+    """``rate``: items a second, lately or, at the end, over the last round. ``position``: the last event's."""
 
     status: str
     counts: Counts
@@ -71,7 +68,6 @@ class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int | None
     error: str
     position: int
-    open: tuple[ExecutionRow, ...]
 
     @property
     def is_closed(self) -> bool:
@@ -151,10 +147,9 @@ class Progress:
             self._sum(row.execution_id).read(self._log, row.execution_id, row.version)
         rounds = [self._round(each, rows) for each in document.rounds]
         last = rounds[-1]
-        open_rows = tuple(row for row in last.rows if row.status not in TERMINAL)
+        parents = [row.execution_id for row in last.rows if row.status not in TERMINAL]
         running = 0
-        if open_rows:
-            parents = [row.execution_id for row in open_rows]
+        if parents:
             running = execution_summary.count_children(self._store, resource.tenant, parents)
         status = _status(document.rounds[-1], last)
         counts = _counts(rounds, running)
@@ -170,7 +165,6 @@ class Progress:
             ended_at=max(ended, default=None) if status in TERMINAL else None,
             error=next((row.error_message or "" for row in last.rows if row.error_type is not None), ""),
             position=max((row.position for row in rows.values()), default=0),
-            open=open_rows,
         )
 
     def _archived_before(self) -> int:
@@ -235,7 +229,6 @@ def _archived(document: BatchDocument) -> BatchProgress:
         ended_at=None,
         error="its executions were moved to the archive",
         position=1,
-        open=(),
     )
 
 

@@ -52,7 +52,6 @@ from gateway.sse import EventStream, frame, last_event_id
 from gateway.uploads import MULTIPART, Form, FormFault, FormRules, read_form
 
 OFFSET_MAX = 1_000_000
-PLACE_MAX = 10**15
 TEXT_BYTES_MAX = 4_096
 """Of each field of a form."""
 
