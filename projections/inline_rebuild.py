@@ -4,7 +4,7 @@ Streams are taken in order of their ids, some at a time, each batch in one writi
 is the whole of those streams, and whoever appends next writes the row anew.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from projections import inline
@@ -18,6 +18,9 @@ from runtime.resources import evolve_resource
 
 STREAMS_MAX = 100
 """Streams of one transaction; writers wait that long at most."""
+
+PAGE_EVENTS = 5_000
+"""Events in memory at a time."""
 
 
 class Difference(NamedTuple):
@@ -55,11 +58,13 @@ def rebuild_all(transaction: Transaction) -> None:
     drop_strangers(transaction)
 
 
-def rebuild_streams(transaction: Transaction, streams: Iterable[str]) -> None:
-    for stream in streams:
-        for state, position in _states(transaction, stream):
-            for statement, rows in inline.upserts([(state, 0)], [position]):
-                transaction.executemany(statement, rows)
+def rebuild_streams(transaction: Transaction, streams: Sequence[str]) -> None:
+    """Write the rows of these streams, at most ``STREAMS_MAX``, anew."""
+    found = list(_states(transaction, streams))
+    positions = [position for _, position in found]
+    states = [(state, index) for index, (state, _) in enumerate(found)]
+    for statement, rows in inline.upserts(states, positions):
+        transaction.executemany(statement, rows)
 
 
 def drop_strangers(transaction: Transaction) -> None:
@@ -100,20 +105,34 @@ def _streams_behind(transaction: Transaction, after: str) -> list[str]:
     return [values[0] for values in found]
 
 
-def _states(transaction: Transaction, stream: str) -> list[tuple[object, int]]:
-    """The states of a stream whose rows matter, with positions: all, or an execution's last."""
-    found = transaction.query(
-        "SELECT notification_id, topic, state FROM stored_events WHERE originator_id = ?"
-        " ORDER BY originator_version",
-        (stream,),
+def _states(transaction: Transaction, streams: Sequence[str]) -> Iterator[tuple[object, int]]:
+    """The states of these streams whose rows matter, with positions: all of a flow, of the others the last.
+
+    Each publication of a flow leaves a version behind; of everything else only the end counts.
+    """
+    marks = ", ".join("?" * len(streams))
+    statement = (
+        "SELECT originator_id, originator_version, notification_id, topic, state FROM stored_events"
+        f" WHERE originator_id IN ({marks}) AND (originator_id, originator_version) > (?, ?)"
+        " ORDER BY originator_id, originator_version LIMIT ?"
     )
-    states: list[tuple[object, int]] = []
+    stream, version, position = "", 0, 0
     state: object = None
-    for position, topic, data in found:
-        state = fold(stream, state, codec.decode(topic, data))
-        states.append((state, position))
-    # Each publication of a flow leaves a version behind; of everything else only the end counts.
-    return states if stream.startswith("flow:") else states[-1:]
+    while streams:
+        page = transaction.query(statement, (*streams, stream, version, PAGE_EVENTS))
+        for name, number, at, topic, data in page:
+            if name != stream:
+                if state is not None and not stream.startswith("flow:"):
+                    yield state, position
+                stream, state = name, None
+            version, position = number, at
+            state = fold(stream, state, codec.decode(topic, bytes(data)))
+            if stream.startswith("flow:"):
+                yield state, position
+        if len(page) < PAGE_EVENTS:
+            break
+    if state is not None and not stream.startswith("flow:"):
+        yield state, position
 
 
 def fold(stream: str, state: object, event: Event) -> object:
@@ -143,7 +162,7 @@ def _key(model: inline.Inline, columns: tuple[str, ...], values: Row) -> tuple[o
 
 
 def _compare(transaction: Transaction, stream: str) -> list[Difference]:
-    states = _states(transaction, stream)
+    states = list(_states(transaction, [stream]))
     differences: list[Difference] = []
     expected: dict[tuple[str, tuple[object, ...]], Row] = {}
     models: dict[str, inline.Inline] = {}
