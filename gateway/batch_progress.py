@@ -58,7 +58,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """``rate``: items a second, lately or, at the end, over the last round. ``position``: the last event's."""
+    """``rate``: items a second, lately or at the end over the last round. ``position``: the last event's."""
 
     status: str
     counts: Counts
