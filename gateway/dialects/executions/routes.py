@@ -344,8 +344,8 @@ _STREAM_DOC = Doc(
     ),
     answers={
         200: {
-            "description": "Events until the execution ends. While a wide map runs, `progress_update` also has"
-            " `items`: node, done, failed, total, rate per second and seconds left.",
+            "description": "Events until the execution ends. While a wide map runs, `progress_update` also"
+            " has `items`: node, done, failed, total, rate per second and seconds left.",
             "content": {
                 "text/event-stream": {
                     "schema": {"type": "string"},
