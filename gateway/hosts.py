@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
-from actors.ray_settings import RaySettings, prepare_environment
+from actors.ray_settings import RaySettings, is_loopback, prepare_environment
 from gateway.context import Gateway
 
 GRACE_SECONDS = 10.0
@@ -17,6 +17,11 @@ GRACE_SECONDS = 10.0
 Connect = Callable[[Gateway, Callable[[], None]], Awaitable[None]]
 """Sets `client` and `runtime` of the gateway and begins to start what they need; the second argument is
 called when executions can start. On the event loop; must not block it."""
+
+
+def is_on_this_machine(ray_address: str) -> bool:
+    """Whether every node of the cluster at this address is on this machine, and may use its files."""
+    return is_loopback(ray_address)
 
 
 def _end_without_ray(reason: str) -> None:

@@ -134,9 +134,9 @@ _ADDRESS_IN_USE = 98 if sys.platform == "linux" else 48
 
 def _refuse_one_machines_stores(settings: Settings) -> None:
     """Raises: CliFailure for a cluster of several machines whose stores only this one could open."""
-    from actors.ray_settings import is_loopback
+    from gateway.hosts import is_on_this_machine
 
-    if not settings.ray_address or is_loopback(settings.ray_address):
+    if not settings.ray_address or is_on_this_machine(settings.ray_address):
         return
     if not settings.store.startswith("postgres"):
         raise usage(
