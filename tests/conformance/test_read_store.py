@@ -139,6 +139,18 @@ def test_unfinished_executions_are_counted_by_tenant(log: EventLog, store: ReadS
     assert execution_summary.count_unfinished(store, "nobody") == 0
 
 
+def test_running_children_are_counted_by_parent(log: EventLog, store: ReadStore) -> None:
+    parent, other = execution_id(900), execution_id(901)
+    stories = [Story(number) for number in range(1, 5)]
+    log.append([one.tell(one.queued(parent_id=parent)) for one in stories[:3]])
+    log.append([stories[3].tell(stories[3].queued(parent_id=other))])
+    log.append([one.tell(one.next(events.Started)) for one in stories[1:]])
+    log.append([stories[2].tell(stories[2].next(events.Cancelled))])
+    assert execution_summary.count_children(store, "acme", [parent]) == 1
+    assert execution_summary.count_children(store, "acme", [parent, other]) == 2
+    assert execution_summary.count_children(store, "other", [parent]) == 0
+
+
 def tell_varied(log: EventLog) -> None:
     """Ten executions, a second apart; odd ones completed, one failed, one of another tenant."""
     for number in range(1, 11):
