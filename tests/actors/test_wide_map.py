@@ -334,6 +334,28 @@ def test_a_pause_starts_no_chunk_and_a_resume_goes_on_with_the_rest(tmp_path: Pa
     run(story())
 
 
+def test_a_host_that_leaves_lets_its_chunks_end_and_another_does_the_rest(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with WideHousehold(tmp_path) as home:
+            home.write("items.jsonl", [n * 3 for n in range(60)])
+            home.publish(flow("source: items.jsonl\n    chunk: {size: 10}\n    concurrency: 2"))
+            home.workers.gate.clear()
+            host = await home.equipped()
+            execution_id = await start(home, host, "wide")
+            await until(lambda: home.workers.at_once == 2, "two chunks are on their way")
+            await host.drain(60)
+            home.workers.gate.set()
+            await until(lambda: not host.in_memory(), "the host gave the execution up")
+            assert len(home.chunks(execution_id)) == 2
+            await home.equipped()
+            state = await home.ended(execution_id)
+            assert home.results(state.output) == [{"n": n * 3} for n in range(60)]
+            assert len(home.workers.items()) == 60, "no item was worked on twice"
+            home.verified()
+
+    run(story())
+
+
 def test_a_cancel_starts_no_chunk(tmp_path: Path) -> None:
     async def story() -> None:
         async with WideHousehold(tmp_path) as home:
