@@ -159,6 +159,12 @@ def recoveries(gateway: JoinedGateway, execution_id: str) -> list[Recovered]:
     return [event for event in events if isinstance(event, Recovered)]
 
 
+def note_delay(gateway: JoinedGateway, ids: Sequence[str], lost_at: float) -> None:
+    """For whoever reads the log of the run: 10 s are promised, and a busy machine proves nothing about it."""
+    late = max(recoveries(gateway, execution_id)[0].at / 1_000_000 - lost_at for execution_id in ids)
+    logging.getLogger(__name__).info("taken over %.1f s after the loss", late)
+
+
 def test_hosts_spread_over_the_nodes_and_every_gateway_reaches_them(world: World) -> None:
     world.settled(2)
     found = world.one.overview()
@@ -231,6 +237,7 @@ def test_a_stopped_host_is_replaced_and_held_off_when_it_wakes(world: World) -> 
         until(lambda: world.gate.called("/frozen") == 4, "they did not begin")
         held = [i for i, owner in owners(world.one, ids).items() if owner == name]
         assert len(held) == 2
+        lost_at = time.time()
         frozen.send_signal(signal.SIGSTOP)
         try:
             until(lambda: name not in owners(world.one, held).values(), "nobody took them over")
@@ -242,6 +249,7 @@ def test_a_stopped_host_is_replaced_and_held_off_when_it_wakes(world: World) -> 
     assert frozen.is_running(), "it lived through all of it: what held it off was not its death"
     for execution_id in held:
         assert len(recoveries(world.one, execution_id)) == 1
+    note_delay(world.one, held, lost_at)
     world.settled(2)
     verified(world.one)
 
@@ -331,8 +339,6 @@ def test_executions_of_a_lost_node_go_on_elsewhere_before_ray_has_noticed(world:
         completed(other, running)
         signalled(other, waiting)
         completed(other, waiting)
-    taken = [recoveries(world.one, execution_id) for execution_id in held]
-    assert [len(events) for events in taken] == [1] * 4
-    late = max(events[0].at / 1_000_000 - lost_at for events in taken)
-    logging.getLogger(__name__).info("taken over %.1f s after the loss", late)
+    assert [len(recoveries(world.one, execution_id)) for execution_id in held] == [1] * 4
+    note_delay(world.one, held, lost_at)
     verified(world.one)
