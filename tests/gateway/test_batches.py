@@ -23,7 +23,7 @@ from runtime.errors import Unavailable
 from runtime.events import BlobRef, ChunkResult, FileDescriptor, StepError
 from runtime.ids import SECOND, NodeId
 from runtime.items_file import given_items
-from tests.gateway.running_app import Running, running
+from tests.gateway.running_app import GREETING, Running, running
 
 BATCHES = "/api/admin/batches"
 NODE = NodeId(MAP_NODE)
@@ -290,6 +290,41 @@ def test_an_uploaded_file_is_counted_and_one_that_can_not_be_read_is_refused(
                 assert answer.status_code == 201, answer.text
                 assert answer.json()["counts"]["total"] == items
                 assert answer.json()["source"] == name
+
+    asyncio.run(scenario())
+
+
+TYPED: dict[str, Any] = {
+    **GREETING,
+    "id": "typed",
+    "inputs": {
+        "type": "object",
+        "properties": {
+            "n": {"type": "integer"},
+            "tags": {"type": ["array", "null"]},
+            "code": {"type": "string"},
+        },
+    },
+}
+
+
+def test_columns_of_csv_become_what_the_flows_schema_wants() -> None:
+    async def scenario() -> None:
+        async with running() as app:
+            await app.gateway.catalogue.publish("default", TYPED, Cause(at=app.gateway.clock()))
+            content = b'n,tags,code,other\n1,"[""a""]",007,5\nx,,,\n'
+            files = {"inputs": ("rows.csv", content)}
+            answer = await app.client.post(BATCHES, data={"flow": "typed"}, files=files)
+            assert answer.json()["counts"]["total"] == 2
+            row = get(app.gateway.store, answer.json()["rounds"][0]["executions"][0])
+            assert row is not None
+            [file] = msgspec.json.decode(row.files, type=tuple[FileDescriptor, ...])
+            ref = BlobRef(sha256=file.sha256, size=file.size, media_type=file.content_type)
+            rows = app.gateway.blobs.get_bytes(ref).splitlines()
+            assert [msgspec.json.decode(each) for each in rows] == [
+                {"n": 1, "tags": ["a"], "code": "007", "other": "5"},
+                {"n": "x", "code": "", "other": ""},
+            ]
 
     asyncio.run(scenario())
 

@@ -18,6 +18,7 @@ from gateway.batch_documents import BatchSource
 from gateway.batch_inputs import Given
 from gateway.batches import Batch
 from gateway.call import Call
+from gateway.catalogue import PublishedFlow
 from gateway.dialects.admin.batch_docs import (
     DOCS,
     PREFIX,
@@ -74,11 +75,12 @@ async def create_batch(call: Call) -> Response:
     tenant = tenant_of(call)
 
     async def serve(batch_id: str) -> Response:
+        flow = await _flow(call, tenant, fields.flow)
         given = await _given(call, fields)
         beside = FormFields(
             flow=fields.flow, format=fields.format, concurrency=fields.concurrency, name=fields.name
         )
-        return await _created(call, tenant, beside, given, batch_id)
+        return await _created(call, flow, beside, given, batch_id)
 
     return await call.gateway.idempotency.once(call, request_digest(tenant.encode(), body), serve)
 
@@ -117,9 +119,11 @@ async def _from_form(call: Call) -> Response:
         )
 
         async def serve(batch_id: str) -> Response:
+            flow = await _flow(call, tenant, fields.flow)
             [file] = await form.keep()
-            given = await batch_inputs.uploaded(gateway.blobs, file, fields.format)
-            return await _created(call, tenant, fields, given, batch_id)
+            schema = flow.definition.inputs
+            given = await batch_inputs.uploaded(gateway.blobs, file, fields.format, schema)
+            return await _created(call, flow, fields, given, batch_id)
 
         return await gateway.idempotency.once(call, digest, serve)
     finally:
@@ -137,14 +141,20 @@ def _fields(form: Form) -> FormFields:
         raise broken(where.removesuffix("`") or "body", rule) from None
 
 
-async def _created(call: Call, tenant: str, fields: FormFields, given: Given, batch_id: str) -> Response:
-    gateway = call.gateway
-    flow = await gateway.catalogue.published(tenant, fields.flow)
+async def _flow(call: Call, tenant: str, flow_id: str) -> PublishedFlow:
+    flow = await call.gateway.catalogue.published(tenant, flow_id)
     if flow is None:
         raise Problem("flow_not_found")
+    return flow
+
+
+async def _created(
+    call: Call, flow: PublishedFlow, fields: FormFields, given: Given, batch_id: str
+) -> Response:
+    gateway = call.gateway
     await gateway.limits.count_start(call.caller)
     batch = await gateway.batches.create(
-        tenant,
+        flow.tenant,
         flow,
         given.source,
         cause_of(call),
