@@ -1,11 +1,15 @@
 """What the cluster's nodes have, as one host knows it: who could hold a step, and why nobody can.
 
 A need that no living node could ever meet is still no lost cause when an autoscaler may start a node for it.
-Ray's autoscaler says which requests none of its node types can meet; until it has said so, they are merely
-waiting. Nothing here waits for Ray on the event loop, and nothing is asked more often than ``FRESH_SECONDS``.
+Ray's autoscaler of version 2 says which requests none of its node types can meet; until it has said so, they
+are merely waiting. That of version 1, which `ray up` still starts by default, only says what it has seen and
+what it is starting: what it has seen while it starts nothing, it can do nothing for.
+
+Nothing here waits for Ray on the event loop, and nothing is asked more often than ``FRESH_SECONDS``.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,8 +18,10 @@ import ray
 import structlog
 from ray._private import state as ray_state
 from ray._private import worker as ray_worker
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.core.generated import autoscaler_pb2
 from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage] - the only way
 
 from runtime.placement import NodeOffer, Resources, fits, missing
 
@@ -24,6 +30,9 @@ log = structlog.get_logger(__name__)
 FRESH_SECONDS = 1.0
 ASK_SECONDS_MAX = 5.0
 TOLERANCE = 1e-3
+
+REPORT_SECONDS_MAX = 60.0
+"""An autoscaler whose last report is older is taken for dead: it reports every five seconds."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -100,9 +109,42 @@ def _refused_by_autoscaler() -> tuple[Mapping[str, float], ...] | None:
     reply = messages.GetClusterStatusReply()
     reply.ParseFromString(worker.global_worker.gcs_client.get_cluster_status(timeout_s=ASK_SECONDS_MAX))
     if not reply.autoscaling_state.autoscaler_state_version:
-        return None
+        return refused_by_report(_internal_kv_get(DEBUG_AUTOSCALING_STATUS), time.time())
     requests = reply.autoscaling_state.infeasible_resource_requests
     return tuple(dict(request.resources_bundle) for request in requests)
+
+
+class _Starting(msgspec.Struct):
+    pending_nodes: list[Any] = []
+    pending_launches: dict[str, int] = {}
+
+
+class _Load(msgspec.Struct):
+    resource_demand: list[tuple[dict[str, float], int]] = []
+
+
+class _Report(msgspec.Struct):
+    """What the autoscaler of version 1 says of itself; ``time`` in seconds since the epoch."""
+
+    time: float
+    autoscaler_report: _Starting
+    load_metrics_report: _Load
+
+
+def refused_by_report(report: bytes | None, now: float) -> tuple[Mapping[str, float], ...] | None:
+    """What the autoscaler saw and starts nothing for, () while it starts nodes; None: there is none."""
+    if not report:
+        return None
+    try:
+        told = msgspec.json.decode(report, type=_Report)
+    except msgspec.DecodeError as error:  # a release that words it in another way
+        log.warning("the autoscaler's report can't be read", error=str(error))
+        return None
+    if now - told.time > REPORT_SECONDS_MAX:
+        return None
+    if told.autoscaler_report.pending_nodes or told.autoscaler_report.pending_launches:
+        return ()
+    return tuple(bundle for bundle, _ in told.load_metrics_report.resource_demand)
 
 
 def _is_among(amounts: Mapping[str, float], requests: tuple[Mapping[str, float], ...]) -> bool:

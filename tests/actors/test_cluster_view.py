@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from actors import cluster_view
-from actors.cluster_view import ClusterView, Snapshot
+from actors.cluster_view import ClusterView, Snapshot, refused_by_report
 from runtime.placement import NodeOffer, Resources
 
 SMALL = NodeOffer(total={"CPU": 2}, free={"CPU": 1})
@@ -32,6 +32,24 @@ def test_what_the_autoscaler_may_start_a_node_for_is_waited_for(monkeypatch: pyt
 def test_what_the_autoscaler_has_no_node_type_for_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = ({"CPU": 1.0, "GPU": 4.0, "node:__internal_implicit_resource_x": 1.0},)
     assert seen(Snapshot((SMALL,), refused), FOUR_GPUS, monkeypatch) == ("4 GPU: no node has any",)
+
+
+def report(at: float, starting: str) -> bytes:
+    """As the autoscaler of version 1 writes it, but for what isn't read."""
+    return (
+        f'{{"time": {at}, "autoscaler_report": {{"active_nodes": {{"head": 1}}, {starting}}},'
+        ' "load_metrics_report": {"resource_demand": [[{"CPU": 1.0, "GPU": 4.0}, 2]], "pg_demand": []}}'
+    ).encode()
+
+
+def test_an_older_autoscaler_can_not_help_with_what_it_saw_while_it_starts_nothing() -> None:
+    idle = report(1_000.0, '"pending_nodes": [], "pending_launches": {}')
+    at_work = report(1_000.0, '"pending_nodes": [], "pending_launches": {"gpu": 1}')
+    assert refused_by_report(idle, 1_001.0) == ({"CPU": 1.0, "GPU": 4.0},)
+    assert refused_by_report(at_work, 1_001.0) == ()
+    assert refused_by_report(idle, 1_100.0) is None
+    assert refused_by_report(None, 1_000.0) is None
+    assert refused_by_report(b"another", 1_000.0) is None
 
 
 def test_a_cluster_that_gives_no_answer_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
