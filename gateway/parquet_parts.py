@@ -9,6 +9,7 @@ A part is the files of one name; its events of several days lie in several folde
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import fsspec
 import msgspec
 import pyarrow
 import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
 
 from projections import node_timeline
 from projections.execution_summary import ExecutionRow
@@ -86,7 +88,9 @@ class Folder:
         path = self.path(name)
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
         self.fs.pipe_file(path + ".new", content)
+        self._make_durable(path + ".new")
         self.fs.mv(path + ".new", path)
+        self._make_durable(path)
 
     def files(self, folder: str) -> list[str]:
         """Paths of the files below ``folder``."""
@@ -156,6 +160,19 @@ class Folder:
         self.fs.makedirs(path, exist_ok=True)
         with self.fs.open(posixpath.join(path, name), "wb") as file:
             pq.write_table(table, file, compression="zstd")
+        self._make_durable(posixpath.join(path, name))
+
+    def _make_durable(self, path: str) -> None:
+        """A file, and the folders that name it, on the disk; an object store's answer means as much."""
+        if not isinstance(self.fs, LocalFileSystem):
+            return
+        while path.startswith(self.root):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            path = posixpath.dirname(path)
 
 
 def part_name(first: Position, last: Position) -> str:
