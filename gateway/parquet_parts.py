@@ -166,7 +166,7 @@ class Folder:
         """A file, and the folders that name it, on the disk; an object store's answer means as much."""
         if not isinstance(self.fs, LocalFileSystem):
             return
-        while path.startswith(self.root):
+        while path.startswith(self.root) and path != "/":
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
