@@ -44,6 +44,7 @@ from gateway.reruns import Reruns
 from gateway.routes import Dialect
 from gateway.secrets import Secrets
 from gateway.settings import SettingFault, Settings
+from gateway.store_pulse import StorePulse
 from gateway.webhook_signing import Signatures, stored_secret
 from gateway.webhooks import CREATE as CREATE_CLAIMS
 from gateway.webhooks import Callbacks
@@ -151,6 +152,7 @@ def create_app(
             on_open(gateway, first_key)
         tasks = [
             asyncio.create_task(_connect(gateway, connect, on_ready)),
+            *_pulse(gateway),
             asyncio.create_task(gateway.idempotency.purge_regularly()),
             asyncio.create_task(_keep_up(gateway)),
             asyncio.create_task(callbacks.run()),
@@ -259,7 +261,17 @@ async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gatew
         log.exception("runtime_start_failed")
 
 
+def _pulse(gateway: Gateway) -> list[asyncio.Task[None]]:
+    """A file on this machine either answers or fails; a server may do neither."""
+    if not gateway.settings.store_url.startswith(("postgresql:", "postgres:")):
+        return []
+    gateway.pulse = StorePulse(lambda: gateway.store.query("SELECT 1"))
+    return [asyncio.create_task(gateway.pulse.run())]
+
+
 def _close(gateway: Gateway) -> None:
+    if gateway.pulse is not None:
+        gateway.pulse.close()
     gateway.egress.close()
     gateway.reads.close()
     gateway.log.close()

@@ -31,6 +31,9 @@ log = structlog.get_logger("gateway")
 CORRELATION_ID_MAX = 128
 """Characters of a correlation id taken over from a caller; a longer or unprintable one is replaced."""
 
+OPERATIONS = "operations"
+"""The dialect of /health and the like: answered whatever is away."""
+
 CLIENT_GONE = 499
 """Status that metrics show when the client left before its answer; it is never sent."""
 
@@ -105,6 +108,8 @@ class Chassis:
         call.envelope = self._envelope_of(call.url_path)
         call.resource, call.path = match.dialect, match.values
         operation = match.resource.operation(call.method)
+        if call.gateway.pulse is not None and match.dialect != OPERATIONS:
+            call.gateway.pulse.check()
         await admit(call, operation)
         response = await operation.handler(call)
         await response(call.scope, call.receive, send)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.registry import Registry
     from gateway.reruns import Reruns
     from gateway.secrets import Secrets
+    from gateway.store_pulse import StorePulse
     from projections.store import ReadStore
     from runtime.blob_store import BlobStore
 
@@ -164,6 +165,7 @@ class Gateway:
     client: Executions | None = None
     runtime: Runtime | None = None
     cluster: Cluster | None = None
+    pulse: StorePulse | None = None
     startup_fault: str = ""
     agent_runs: AgentRuns = field(init=False)
     batches: Batches = field(init=False)

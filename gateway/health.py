@@ -38,6 +38,8 @@ async def ready(call: Call) -> Response:
 
 
 async def _store_state(call: Call) -> str:
+    if call.gateway.pulse is not None and call.gateway.pulse.is_away:
+        return "unavailable: gives no answer"
     try:
         async with asyncio.timeout(STORE_SECONDS):
             await asyncio.to_thread(call.gateway.store.query, "SELECT 1")

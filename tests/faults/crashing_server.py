@@ -34,7 +34,7 @@ READER_REST_SECONDS = 0.02
 """Pause between two commits of the read models, so that even a fast round makes several to die at."""
 
 IMPATIENT_SECONDS = 1.0
-"""With `FAULT_IMPATIENT` a host that says nothing for a few of these is lost, instead of after 40 s."""
+"""With `FAULT_IMPATIENT` a host that says nothing for a few of these is lost, instead of after 8 s."""
 
 
 def crashing_store_env(url: str, *args: Any, **options: Any) -> dict[str, str]:
