@@ -1,6 +1,7 @@
 """Chunks of items as plain Ray tasks, with nothing of ours around them: what a wide map is measured against.
 
-`python -m bench.bare_chunks WORK`, a JSON object (``Work``); prints the seconds that its chunks took.
+`python -m bench.bare_chunks WORK`, a JSON object (``Work``); prints ``begin``, then what its chunks took, and
+ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main() -> None:
     for size in work.sizes:
         chunks.append(list(range(first, first + size)))
         first += size
+    print("begin", flush=True)
     began = time.perf_counter()
     running: list[Any] = []
     done = 0
@@ -54,6 +56,7 @@ def main() -> None:
         running.append(task.remote(items, work.rounds))
     done += sum(len(results) for results in library.get(running))
     print(msgspec.json.encode({"seconds": time.perf_counter() - began, "items": done}).decode(), flush=True)
+    sys.stdin.read()
     ray.shutdown()
 
 

@@ -36,6 +36,7 @@ WARM_UP = 4_000
 ITEM_SECONDS = 0.001
 POLL_SECONDS = 0.5
 SECONDS_MAX = 3_600.0
+START_SECONDS_MAX = 60.0
 RATE_SHARE_MIN = 0.85
 MEMORY_MB_MAX = 64.0
 MB = 1_000_000
@@ -137,8 +138,13 @@ def _recorded(installed: Installation, execution_id: str, items: int, looks: lis
     return Ran((history[-1].at - history[0].at) / 1e6, looks, cpu, sizes, len(history))
 
 
-async def _bare(sizes: list[int], rounds: int) -> float:
-    """Seconds that the same chunks take as plain tasks of a Ray that does nothing else."""
+class Bare(NamedTuple):
+    seconds: float
+    cpu: Cpu
+
+
+async def _bare(sizes: list[int], rounds: int) -> Bare:
+    """What the same chunks take as plain tasks of a Ray that does nothing else."""
     folder = Path(tempfile.mkdtemp(prefix="hgb-"))
     options: dict[str, Any] = {
         "num_cpus": len(os.sched_getaffinity(0)),
@@ -157,20 +163,27 @@ async def _bare(sizes: list[int], rounds: int) -> float:
         msgspec.json.encode(work).decode(),
         cwd=ROOT,
         env=server_environment({}),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
+        if process.stdin is None or process.stdout is None:
+            raise ServerFault("bare Ray has no pipes")
         async with asyncio.timeout(SECONDS_MAX):
-            told, _ = await process.communicate()
-        lines = told.splitlines()
-        if process.returncode != 0 or not lines:
-            raise ServerFault(f"bare Ray ended with {process.returncode}")
-        done = msgspec.json.decode(lines[-1])
+            await process.stdout.readline()
+            before = processes.sample(os.getpid(), process.pid)
+            told = await process.stdout.readline()
+        cpu = cpu_between(before, processes.sample(os.getpid(), process.pid))
+        if not told:
+            raise ServerFault(f"bare Ray ended with {await process.wait()}")
+        done = msgspec.json.decode(told)
         if done["items"] != sum(sizes):
             raise ServerFault(f"bare Ray did {done['items']} of {sum(sizes)} items")
-        return float(done["seconds"])
+        process.stdin.close()
+        async with asyncio.timeout(START_SECONDS_MAX):
+            await process.wait()
+        return Bare(float(done["seconds"]), cpu)
     finally:
         if process.returncode is None:
             process.kill()
@@ -179,7 +192,7 @@ async def _bare(sizes: list[int], rounds: int) -> float:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _figures(items: int, rounds: int, ours: Ran, bare: float) -> list[Figure]:
+def _figures(items: int, rounds: int, ours: Ran, bare: Bare) -> list[Figure]:
     settled = next(look for look in ours.looks if look.at >= ours.looks[-1].at / 10)
     last = ours.looks[-1]
     grown = {role: (last.rss.get(role, 0) - settled.rss.get(role, 0)) / MB for role in (HOST, WORKER)}
@@ -203,11 +216,14 @@ def _figures(items: int, rounds: int, ours: Ran, bare: float) -> list[Figure]:
         figure(
             "wide_map_share",
             "its rate, as a share of that of the same chunks as bare Ray tasks",
-            [bare / ours.seconds],
+            [bare.seconds / ours.seconds],
             "of 1",
             goal=RATE_SHARE_MIN,
-            bare_items_per_second=round(items / bare, 1),
-            bare_seconds=round(bare, 3),
+            bare_items_per_second=round(items / bare.seconds, 1),
+            bare_seconds=round(bare.seconds, 3),
+            # What other processes of the machine don't change: the CPU that an item costs, all told.
+            cpu_us_each=round(sum(ours.cpu.by_role.values()) / items * 1e6, 1),
+            bare_cpu_us_each=round(sum(bare.cpu.by_role.values()) / items * 1e6, 1),
         ),
         figure(
             "wide_map_memory",
