@@ -264,7 +264,6 @@ def test_an_execution_that_can_not_be_placed_keeps_no_other_from_beginning(
             assert (await home.ended(await start(home, host, home.publish(plain)))).output == "done"
             await asyncio.to_thread(cluster.add_node, num_cpus=1, num_gpus=1, resources={"cow": 1})
             await home.recorded(waiting, "node_logged", 2)
-            assert host.places_taken() == 1
             assert (await home.ended(waiting)).status == "completed"
             await until(lambda: host.places_taken() == 0, "its place is free")
             home.verified()
