@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors import adoption, supervision
+from actors import adoption, cluster_view, supervision
 from actors.client import ExecutionClient
 from actors.environment_pools import EnvironmentPools
 from actors.environments import Environments
@@ -59,6 +59,15 @@ def cluster(ray_cluster: str) -> Iterator[Cluster]:
     yield cluster
     for node in tuple(added):
         remove_node(node)
+
+
+@pytest.fixture(autouse=True)
+def without_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the suite's Ray can start nothing, and says so only every five seconds."""
+
+    def nothing(_report: bytes | None, _now: float) -> None: ...
+
+    monkeypatch.setattr(cluster_view, "refused_by_report", nothing)
 
 
 def in_pool(work: Callable[[WorkerPool], Awaitable[T]]) -> T:
