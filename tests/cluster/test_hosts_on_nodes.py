@@ -215,7 +215,7 @@ def test_a_drained_host_hands_over_what_waits_and_ends_what_runs(world: World) -
         assert client.post(f"/api/admin/hosts/{leaving}/drain", json={}).status_code == 202
         until(lambda: leaving not in owners(world.one, waiting).values(), "what waits stayed")
         assert owners(world.one, running) == {i: at_first[i] for i in running}, "what runs stays"
-        assert world.two.hosts("draining").keys() == {leaving}
+        until(lambda: world.two.hosts("draining").keys() == {leaving}, "the other gateway does not see it")
         world.gate.release("/drain")
         completed(client, running)
         signalled(other, waiting)
