@@ -321,6 +321,8 @@ def test_accepted_work_waits_for_a_postgresql_that_is_away_and_goes_on(
             for process in stopped:
                 if process.is_running():
                     process.resume()
+        for gateway in (world.one, world.two):
+            until(lambda at=gateway.url: httpx.get(f"{at}/ready").is_success, "it goes on refusing")
         completed(client, ids)
     assert all(recoveries(world.one, execution_id) == [] for execution_id in ids)
     with world.one.log() as log:
