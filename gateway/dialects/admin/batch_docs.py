@@ -146,7 +146,8 @@ def _create_request() -> dict[str, Any]:
         },
     }
     request = json_request(NewBatch, _NEW)
-    request["content"]["multipart/form-data"] = {"schema": form}
+    example = {"flow": "hello", "inputs": "people.jsonl", "concurrency": "64"}
+    request["content"]["multipart/form-data"] = {"schema": form, "example": example}
     return request
 
 

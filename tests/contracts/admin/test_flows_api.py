@@ -217,8 +217,9 @@ def test_the_openapi_document_has_an_example_of_every_body(admin: httpx.Client) 
             if method == "parameters":
                 continue
             answers = operation["responses"]
-            [success] = [answers[status] for status in answers if status in ("200", "201")][:1]
-            for media_type in success["content"].values():
-                assert media_type["example"] is not None, (path, method)
-            for media_type in operation.get("requestBody", {}).get("content", {}).values():
-                assert media_type["example"] is not None, (path, method)
+            [success] = [answers[status] for status in answers if status in ("200", "201", "202")][:1]
+            for part in (success, operation.get("requestBody", {})):
+                for media_type in part.get("content", {}).values():
+                    # Bytes are named, but can't be shown.
+                    is_bytes = media_type["schema"].get("format") == "binary"
+                    assert is_bytes or media_type["example"] is not None, (path, method)
