@@ -21,7 +21,6 @@ from ray._private import worker as ray_worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.core.generated import autoscaler_pb2
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage] - the only way
 
 from runtime.placement import NodeOffer, Resources, fits, missing
 
@@ -106,10 +105,14 @@ def look() -> Snapshot:
 
 def _refused_by_autoscaler() -> tuple[Mapping[str, float], ...] | None:
     worker, messages = cast(Any, ray_worker), cast(Any, autoscaler_pb2)  # Ray gives neither of them types
+    # This driver's own connection: Ray's module for keys and values has one per process, which any other
+    # cluster that ends in the process takes away.
+    control = worker.global_worker.gcs_client
     reply = messages.GetClusterStatusReply()
-    reply.ParseFromString(worker.global_worker.gcs_client.get_cluster_status(timeout_s=ASK_SECONDS_MAX))
+    reply.ParseFromString(control.get_cluster_status(timeout_s=ASK_SECONDS_MAX))
     if not reply.autoscaling_state.autoscaler_state_version:
-        return refused_by_report(_internal_kv_get(DEBUG_AUTOSCALING_STATUS), time.time())
+        report = control.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None, timeout=ASK_SECONDS_MAX)
+        return refused_by_report(report, time.time())
     requests = reply.autoscaling_state.infeasible_resource_requests
     return tuple(dict(request.resources_bundle) for request in requests)
 
