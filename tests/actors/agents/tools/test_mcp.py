@@ -197,6 +197,7 @@ def test_noise_on_stdout_does_no_harm_and_an_endless_line_has_an_end(
     monkeypatch.setattr(mcp_stdio, "LINE_BYTES_MAX", 1_000_000)
     noisy = NOISY.format(folder=str(Path(SERVER).parent))
     endless = "import sys\nwhile True: sys.stdout.write('x' * 65536)"
+    before = set(psutil.Process().children())  # those of fixtures that live as long as the run
 
     async def body() -> None:
         async with house(tmp_path) as home:
@@ -207,7 +208,7 @@ def test_noise_on_stdout_does_no_harm_and_an_endless_line_has_an_end(
             with pytest.raises(ToolsUnavailable, match="MCP server endless can't be used"):
                 async with home.open(McpServer(name="endless", command=(sys.executable, "-c", endless))):
                     pytest.fail("it opened")
-            assert psutil.Process().children() == []
+            assert set(psutil.Process().children()) <= before
 
     bounded(body())
 
