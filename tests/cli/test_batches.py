@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,21 +76,38 @@ def test_the_failed_items_of_a_map_are_listed_and_run_again(served: Served, flow
     assert again.out.strip() != execution
 
 
+@contextmanager
+def _watching(served: Served, batch: str) -> Generator[subprocess.Popen[str]]:
+    """`batches watch` as a terminal would start it: Ctrl-C reaches it."""
+    # A shell has what it starts in the background ignore Ctrl-C, and every process hands that on; a signal
+    # that is handled starts afresh in a new process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "batches", "watch", batch],
+            env=environment(served.folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
 def test_ctrl_c_leaves_a_batch_running_and_says_how_to_come_back(served: Served, flow_files: Path) -> None:
     file = flow_files / "two.jsonl"
     file.write_text("{}\n{}\n")
     batch = served.ok("submit", "waiting", "--inputs", str(file)).out.strip()
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "gateway.cli", "batches", "watch", batch],
-        env=environment(served.folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert watching.stderr is not None
-    assert watching.stderr.readline()  # the first line of progress
-    watching.send_signal(signal.SIGINT)
-    _, said = watching.communicate(timeout=30)
+    with _watching(served, batch) as watching:
+        assert watching.stderr is not None
+        assert watching.stderr.readline()  # the first line of progress
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=30)
     assert watching.returncode == 130
     assert f"heliograph batches watch {batch}" in said
     assert served.ok("batches", "show", batch, "--json").json()["status"] == "running"
