@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
 
 from actors import adoption, cluster_view, supervision
 from actors.client import ExecutionClient
@@ -134,6 +135,13 @@ def test_a_step_that_no_node_can_hold_says_what_is_missing_and_starts_when_one_j
     assert not any(told[1:])
     assert outcome.output["gpus"] == "0,1"
     assert outcome.output["labels"]["zone"] == "cellar"
+
+
+def test_the_end_of_another_cluster_in_this_process_hides_no_node(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(internal_kv, "global_gcs_client", None)  # as Ray's Cluster.shutdown leaves it
+    assert cluster_view.look().nodes
 
 
 def test_parts_of_a_gpu_are_shared_and_busy_is_not_missing(cluster: Any) -> None:
