@@ -27,7 +27,8 @@ CONCURRENCY = 64
 POLL_SECONDS = 0.5
 BATCH_SECONDS_MAX = 3_600.0
 RATE_LOSS_MAX = 10.0
-"""Percent by which the last tenth may be slower than the first."""
+"""Percent by which the last fifth may be slower than the first. A tenth is 9 s: a shared machine swings by as
+much within that."""
 
 MEMORY_MB_MAX = 64.0
 """More memory of gateway and hosts over the last four fifths: what a million items may not multiply."""
@@ -98,7 +99,7 @@ async def _ask(
 
 def _figures(items: int, looks: list[Look], cpu: dict[str, float]) -> list[Figure]:
     wall = looks[-1].at
-    first, last = _rate(looks, 0, items / 10), _rate(looks, items * 9 / 10, items)
+    first, last = _rate(looks, 0, items / 5), _rate(looks, items * 4 / 5, items)
     loss = (1 - last / first) * 100
     grown = {role: _grown(looks, items, role) for role in (GATEWAY, HOST)}
     figures = [
@@ -122,14 +123,14 @@ def _figures(items: int, looks: list[Look], cpu: dict[str, float]) -> list[Figur
         ),
         figure(
             "batch_rate_loss",
-            "how much slower the last tenth is than the first",
+            "how much slower the last fifth is than the first",
             [loss],
             "%",
             goal=RATE_LOSS_MAX,
             better="lower",
             digits=1,
-            first_tenth=round(first, 1),
-            last_tenth=round(last, 1),
+            first_fifth=round(first, 1),
+            last_fifth=round(last, 1),
         ),
         figure(
             "batch_memory",
