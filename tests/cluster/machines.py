@@ -96,7 +96,9 @@ def machines(sandbox: Sandbox, nodes: int, cpus: int) -> Generator[Machines]:
             yield found
         finally:
             if cluster is not None:
-                cluster.shutdown()
+                # Its own shutdown also takes the connection of a Ray that this process may be joined to.
+                for node in (*cluster.worker_nodes, cluster.head_node):
+                    cluster.remove_node(node)
             after = psutil.Process().children(recursive=True)
             left = [process for process in after if process.pid not in before]
             for process in wait_until_gone(left, 2.0):
