@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import boto3
@@ -190,8 +191,12 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def raylets(server: ClusterServer) -> int:
-    found = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
-    return sum(str(server.folder.parent / "cl") in " ".join(process.cmdline()) for process in found)
+    folder = str(server.folder.parent / "cl")
+    found = 0
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.NoSuchProcess):  # it ends at this moment, or has and is not reaped yet
+            found += process.info["name"] == "raylet" and folder in " ".join(process.cmdline())
+    return found
 
 
 def test_the_examples_run_as_on_one_machine(server: ClusterServer) -> None:
