@@ -275,7 +275,7 @@ def test_a_gateway_that_is_killed_takes_nothing_along(world: World) -> None:
     follower.join()
     assert "execution_completed" in "".join(followed) or "COMPLETED" in "".join(followed)
     world.one.start()
-    assert world.nodes() == hosts, "the next gateway found them"
+    until(lambda: world.nodes() == hosts, "the next gateway did not find them")
     with world.one.client() as one:
         signalled(one, later)
         completed(one, later)
