@@ -15,11 +15,11 @@ from gateway.cli.options import ApiKey, AsJson, Tenant, Url
 
 if TYPE_CHECKING:
     from gateway.cli.connection import Server
+    from gateway.client.views import BatchSnapshot
 
 app = typer.Typer(no_args_is_help=True, help="See, follow, steer and repeat batches; fetch results.")
 
 _PATH = "/api/admin/batches"
-_ENDED = frozenset({"completed", "failed", "cancelled", "timed_out"})
 INTERRUPTED = 130
 
 SEND_SECONDS = 600.0
@@ -60,7 +60,7 @@ def start_batch(
                 data=form,
                 files={"inputs": (inputs.name, file)},
                 headers=headers,
-                timeout=600.0,
+                timeout=SEND_SECONDS,
             )
     except OSError as error:
         raise usage(f"--inputs {inputs}: {error.strerror or error}") from None
@@ -83,7 +83,12 @@ def _shown(path: Path) -> Any:
 
 def watch_batch(server: Server, batch_id: str, *, quiet: bool = False) -> dict[str, Any]:
     """Follow a batch to its end and give it as it then is. Raises: CliFailure on Ctrl-C; it goes on."""
-    news = server.events(f"{_PATH}/{batch_id}/events", 0, lambda batch: batch["status"] in _ENDED)
+    import msgspec
+
+    from gateway.client.views import BATCH_ENDED, BatchSnapshot
+
+    found = server.events(f"{_PATH}/{batch_id}/events", 0, lambda batch: batch["status"] in BATCH_ENDED)
+    news = (msgspec.convert(batch, BatchSnapshot) for batch in found)
     try:
         if quiet:
             for _ in news:
@@ -103,51 +108,20 @@ def watch_batch(server: Server, batch_id: str, *, quiet: bool = False) -> dict[s
     return server.get(f"{_PATH}/{batch_id}")
 
 
-def _draw(news: Iterator[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _draw(news: Iterator[BatchSnapshot]) -> None:
+    from gateway.client.progress import BatchBar, bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("queued", total=None, detail="")
+    with bars() as drawn:
+        bar = BatchBar(drawn, "batch")
         for batch in news:
-            counts = batch["counts"]
-            progress.update(
-                bar,
-                description=batch["status"],
-                total=counts["total"],
-                completed=counts["completed"] + counts["failed"] + counts["cancelled"],
-                detail=_detail(batch),
-            )
+            bar.take(batch)
 
 
-def _line(batch: dict[str, Any]) -> str:
-    counts = batch["counts"]
-    total = "?" if counts["total"] is None else counts["total"]
-    done = counts["completed"] + counts["failed"] + counts["cancelled"]
-    return f"{batch['status']:<10} {done} of {total}  {_detail(batch)}".rstrip()
+def _line(batch: BatchSnapshot) -> str:
+    from runtime import chunks
 
-
-def _detail(batch: dict[str, Any]) -> str:
-    parts = [f"{batch['counts']['failed']} failed"] if batch["counts"]["failed"] else []
-    if batch["rate"] is not None:
-        parts.append(f"{batch['rate']:.1f}/s")
-    if batch["seconds_left"] is not None:
-        parts.append(f"{_duration(batch['seconds_left'])} left")
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    counts = batch.counts
+    return f"{batch.status:<10} {chunks.told(counts.done, counts.total, counts.failed, batch.rate or 0.0)}"
 
 
 def items_in_words(count: int) -> str:

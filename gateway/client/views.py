@@ -14,6 +14,9 @@ import msgspec
 from runtime.events import EVENT_TYPES, Cancelled, Completed, Event, Failed, TimedOut
 
 ENDED = frozenset({"completed", "failed", "cancelled", "timed_out"})
+
+BATCH_ENDED = ENDED | {"archived"}
+"""``archived``: a batch whose executions have left the log."""
 TERMINAL_TYPES = frozenset(kind.TOPIC for kind in (Completed, Failed, Cancelled, TimedOut))
 """Event types after which nothing follows in an execution."""
 
@@ -179,7 +182,7 @@ class BatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        return self.status in ENDED
+        return self.status in BATCH_ENDED
 
 
 class ItemResult(msgspec.Struct, frozen=True, kw_only=True):

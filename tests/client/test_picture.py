@@ -119,6 +119,15 @@ def test_a_terminal_shows_nodes_and_the_items_of_maps() -> None:
     assert "75/100" in printed(console)
 
 
+def test_an_archived_batch_has_ended() -> None:
+    counts = BatchCounts()
+    for status, has_ended in (("archived", True), ("completed", True), ("running", False), ("paused", False)):
+        batch = BatchSnapshot(
+            batch_id="b", flow_id="f", flow_version="1", status=status, counts=counts, created_at=AT
+        )
+        assert batch.has_ended is has_ended
+
+
 def test_a_terminal_shows_a_batch() -> None:
     console = terminal()
     counts = BatchCounts(total=10, queued=5, running=1, completed=3, failed=1)
