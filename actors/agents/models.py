@@ -116,7 +116,7 @@ class Models:
 
     def _shared_http(self) -> httpx2.AsyncClient:
         if self._http is None:
-            # Its parser is C: a piece of a streamed answer costs half of what the usual transport takes.
+            # Its parser is C, and pieces of streamed answers come by the thousand.
             most = self._settings.model_calls_max
             self._http = DefaultAioHttpClient(
                 limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
