@@ -263,7 +263,7 @@ async def _connect(gateway: Gateway, connect: Connect, on_ready: Callable[[Gatew
 
 def _pulse(gateway: Gateway) -> list[asyncio.Task[None]]:
     """A file on this machine either answers or fails; a server may do neither."""
-    if not gateway.settings.store_url.startswith(("postgresql:", "postgres:")):
+    if not gateway.settings.is_on_postgres:
         return []
     gateway.pulse = StorePulse(lambda: gateway.store.query("SELECT 1"))
     return [asyncio.create_task(gateway.pulse.run())]

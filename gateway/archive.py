@@ -33,7 +33,15 @@ from gateway.aggregates import change
 from gateway.keys import FIRST_TENANT
 from gateway.parquet_parts import FOLDERS, Folder, part_name
 from projections import execution_summary, retention
-from projections.retention import AGE_SECONDS_MIN, EVERYTHING, PAGE_EXECUTIONS, Candidate, Share, Span
+from projections.retention import (
+    AGE_SECONDS_MIN,
+    ARCHIVE,
+    EVERYTHING,
+    PAGE_EXECUTIONS,
+    Candidate,
+    Share,
+    Span,
+)
 from projections.store import ReadStore, Transaction
 from projections.stores import partitions
 from projections.stores.partitions import Content, Partition
@@ -55,8 +63,6 @@ PARTITION_SECONDS_MAX = 3_600
 """What counting a partition, or deleting the rows of its executions, may take."""
 
 MANIFEST = "archive.json"
-KIND = "archive"
-"""Kind of the resource under which the log remembers that it was archived."""
 
 
 class ArchiveRefused(Exception):
@@ -237,12 +243,12 @@ class Archive:
         if self._recorded_as:
             return
         self._recorded_as = self._holder
-        stream = resource_stream(FIRST_TENANT, KIND, self._recorded_as)
+        stream = resource_stream(FIRST_TENANT, ARCHIVE, self._recorded_as)
         document: dict[str, Json] = {"url": self._url, "before": before}
 
         def decide(state: ResourceState | None) -> tuple[Event, ...]:
             cause = Cause(at=_now())
-            return resources.create(state, FIRST_TENANT, KIND, self._recorded_as, document, cause)
+            return resources.create(state, FIRST_TENANT, ARCHIVE, self._recorded_as, document, cause)
 
         change(self._log, stream, evolve_resource, decide)
 

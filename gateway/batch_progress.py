@@ -25,6 +25,7 @@ from gateway.map_outcomes import PAGE_EVENTS, MapRun, Round
 from gateway.registry import Resource
 from projections import execution_summary, resources
 from projections.execution_summary import ExecutionRow
+from projections.retention import ARCHIVE
 from projections.store import ReadStore
 from runtime.event_log import EventLog
 from runtime.events import ChunksRecorded
@@ -35,9 +36,6 @@ RATE_SECONDS = 20
 """The rate is that of the items recorded in the last so many seconds."""
 
 RATE_RECORDS_MAX = 1_000
-
-ARCHIVE = "archive"
-"""Kind of the resources in which archives stand; `gateway.archive` has it too, but loads PyArrow."""
 
 ARCHIVED = "archived"
 """The status of a batch whose executions have left the log."""

@@ -188,6 +188,11 @@ class Settings:
         return ended_at + int(self.retention_seconds * 1_000_000)
 
     @property
+    def is_on_postgres(self) -> bool:
+        """Whether the store is a server, which others reach too and which may leave a question unanswered."""
+        return self.store_url.startswith(("postgresql:", "postgres:"))
+
+    @property
     def blobs_url(self) -> str:
         return self.blobs or str(Path(self.data_dir).absolute() / "blobs")
 

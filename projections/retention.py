@@ -23,6 +23,9 @@ CREATE = (
     "name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL, until BIGINT NOT NULL)",
 )
 
+ARCHIVE = "archive"
+"""Kind of the resources in which archives stand."""
+
 AGE_SECONDS_MIN = 3_600
 """What ended later than that stays: clients repeat requests, and read models are still behind."""
 

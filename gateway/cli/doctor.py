@@ -92,7 +92,7 @@ def _reachable(name: str, shown: str, host: str, port: int, key: str) -> Finding
 
 def _store(settings: Settings) -> Finding:
     url, shown = settings.store_url, without_password(settings.store_url)
-    if url.startswith(("postgresql:", "postgres:")):
+    if settings.is_on_postgres:
         from importlib.util import find_spec
         from urllib.parse import urlsplit
 

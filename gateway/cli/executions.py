@@ -15,14 +15,12 @@ from gateway.cli.options import ApiKey, AsJson, ExecutionArgument, Tenant, Url
 if TYPE_CHECKING:
     from gateway.cli.connection import Server
 
-_TERMINAL_TYPES = frozenset(
-    f"execution.{status}" for status in ("completed", "failed", "cancelled", "timed_out")
-)
-
 
 def is_terminal(event: dict[str, Any]) -> bool:
     """Whether nothing can follow in its execution."""
-    return event["type"] in _TERMINAL_TYPES
+    from gateway.client.views import TERMINAL_TYPES
+
+    return event["type"] in TERMINAL_TYPES
 
 
 Inputs = Annotated[

@@ -138,7 +138,7 @@ def _refuse_one_machines_stores(settings: Settings) -> None:
 
     if not settings.ray_address or is_on_this_machine(settings.ray_address):
         return
-    if not settings.store.startswith("postgres"):
+    if not settings.is_on_postgres:
         raise usage(
             f"a cluster at {settings.ray_address} needs a store that every machine reaches",
             "Name one: --store postgresql://user:password@host/dbname (or HELIOGRAPH_STORE).",

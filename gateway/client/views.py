@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from runtime.events import EVENT_TYPES, Cancelled, Completed, Event, Failed, TimedOut
+from runtime.events import EVENT_TYPES, TERMINAL_EVENTS, Event
+from runtime.state import TERMINAL
 
-ENDED = frozenset({"completed", "failed", "cancelled", "timed_out"})
-
-BATCH_ENDED = ENDED | {"archived"}
+BATCH_ENDED = TERMINAL | {"archived"}
 """``archived``: a batch whose executions have left the log."""
-TERMINAL_TYPES = frozenset(kind.TOPIC for kind in (Completed, Failed, Cancelled, TimedOut))
+
+TERMINAL_TYPES = frozenset(kind.TOPIC for kind in TERMINAL_EVENTS)
 """Event types after which nothing follows in an execution."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -100,7 +100,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        return self.status in ENDED
+        return self.status in TERMINAL
 
     @property
     def duration(self) -> timedelta | None:

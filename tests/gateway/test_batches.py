@@ -11,11 +11,11 @@ import msgspec
 import pyarrow.parquet
 import pytest
 
-from gateway.archive import KIND as ARCHIVE
 from gateway.batch_documents import MAP_NODE
 from gateway.batches import Batches
 from gateway.keys import FIRST_TENANT
 from projections.execution_summary import get
+from projections.retention import ARCHIVE
 from runtime import commands
 from runtime.administration import Cause
 from runtime.datasets import ItemFailure, write_failures, write_lines
