@@ -7,9 +7,10 @@ rules and environment variables. Any other name goes to the OpenAI-compatible en
 
 import os
 
+import aiohttp
 import httpx2
 import msgspec
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models import Model, ModelRequestParameters, infer_model
@@ -24,14 +25,10 @@ from pydantic_ai.tools import ToolDefinition
 
 from actors.agents.errors import ModelNotConfigured
 from actors.agents.home import AgentSettings
-from actors.agents.lean_client import LeanClient
+from actors.agents.lean_client import LeanClient, open_session
 
 OFFLINE = "offline"
 OFFLINE_LABEL = "[offline model] "
-CONNECT_SECONDS = 15.0
-SILENCE_SECONDS = 300.0
-"""How long a provider may send nothing before the call counts as broken."""
-
 _MODELS_MAX = 256
 
 NOT_CONFIGURED = (
@@ -59,6 +56,7 @@ class Models:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._known: dict[str, NamedModel] = {}
+        self._session: aiohttp.ClientSession | None = None
         self._http: httpx2.AsyncClient | None = None
         self.key = os.environ.get("HELIOGRAPH_MODEL_KEY") or os.environ.get("OPENAI_API_KEY") or ""
 
@@ -105,6 +103,7 @@ class Models:
             max_retries=0,  # retries are ours: recorded, and visible
             http_client=self._shared_http(),
         )
+        client.session = self._shared_session
         provider: Provider[AsyncOpenAI] = (
             OpenAICompatibleProvider("openai-compatible", openai_client=client)
             if url
@@ -114,18 +113,21 @@ class Models:
         profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
         return NamedModel(OpenAIChatModel(name, provider=provider, profile=profile), name)
 
+    def _shared_session(self, url: str) -> aiohttp.ClientSession:
+        """``url``: the endpoint's, which is one for all models."""
+        if self._session is None:
+            self._session = open_session(url, self._settings.model_calls_max)
+        return self._session
+
     def _shared_http(self) -> httpx2.AsyncClient:
+        """Of the SDK, which would make one for each model; streamed requests do not go this way."""
         if self._http is None:
-            # Its parser is C, and pieces of streamed answers come by the thousand.
-            most = self._settings.model_calls_max
-            self._http = DefaultAioHttpClient(
-                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
-                timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
-                follow_redirects=True,
-            )
+            self._http = httpx2.AsyncClient()
         return self._http
 
     async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
         if self._http is not None:
             await self._http.aclose()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
-import httpx2
 import msgspec
 import pytest
-from hypothesis import given
+from aiohttp import web
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai import APIConnectionError, APIError, APITimeoutError, RateLimitError, not_given, omit
 
-from actors.agents.lean_client import TEXT, JoinedStream, LeanClient, text_of
+from actors.agents import lean_client
+from actors.agents.lean_client import LISTENER, LeanClient, open_session, text_of
 
 
 def chunk(delta: Any, **more: Any) -> dict[str, Any]:
@@ -31,27 +34,69 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=5)
 CALL = chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "t", "arguments": "{}"}}]})
 
 
-def read(*chunks: dict[str, Any], sink: bool = True) -> tuple[list[str], list[dict[str, Any]]]:
-    """What was told, and what the library got."""
-    told: list[str] = []
+class Hearer:
+    """Implements `Listener`."""
 
-    async def body() -> AsyncIterator[bytes]:
-        for each in chunks:
-            yield b"data: " + msgspec.json.encode(each) + b"\n\n"
-        yield b"data: [DONE]\n\n"
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.turns = 0
+
+    def hear(self, text: str) -> None:
+        self.told.append(text)
+
+    async def turn(self) -> None:
+        self.turns += 1
+
+
+@asynccontextmanager
+async def endpoint(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncGenerator[str]:
+    """A server on loopback; its base URL."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        [(host, port)] = [address[:2] for address in runner.addresses]
+        yield f"http://{host}:{port}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def client_of(url: str) -> AsyncGenerator[LeanClient]:
+    async with open_session(url, 4) as session, LeanClient(base_url=url, api_key="sk-1") as client:
+        client.session = lambda _: session
+        yield client
+
+
+async def asked(client: LeanClient) -> list[dict[str, Any]]:
+    """What the library gets of an answer, as plain JSON."""
+    stream: Any = await client.chat.completions.create(stream=True, model="m", messages=[])
+    async with stream:
+        return [each.model_dump(exclude_unset=True) async for each in stream]
+
+
+def read(*chunks: Any, hearer: Hearer | None = None, block: int = 1 << 20) -> list[dict[str, Any]]:
+    """What the library gets of an answer in these chunks, which comes in blocks of so many bytes."""
+    lines = [b"data: " + msgspec.json.encode(each) + b"\n\n" for each in chunks]
+    body = b"".join([*lines, b"data: [DONE]\n\n"])
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for begins in range(0, len(body), block):
+            await response.write(body[begins : begins + block])
+        await response.write_eof()
+        return response
 
     async def main() -> list[dict[str, Any]]:
-        if sink:
-            TEXT.set(told.append)
-        async with LeanClient(api_key="none") as client:
-            response = httpx2.Response(
-                200, content=body(), request=httpx2.Request("POST", "http://127.0.0.1/")
-            )
-            stream = JoinedStream(cast_to=cast("Any", dict), response=response, client=client)
-            events = [event async for event in stream]
-            return cast("list[dict[str, Any]]", events)
+        LISTENER.set(hearer)
+        async with endpoint(answer) as url, client_of(url) as client:
+            return await asked(client)
 
-    return told, asyncio.run(main())
+    return asyncio.run(main())
 
 
 def text(content: str, **more: Any) -> dict[str, Any]:
@@ -59,25 +104,28 @@ def text(content: str, **more: Any) -> dict[str, Any]:
 
 
 def test_pieces_next_to_each_other_are_told_one_by_one_and_handed_on_as_one() -> None:
-    first = text("", role="assistant")
-    assert read(first, text("he"), text("llo"), CALL, text("!")) == (
-        ["he", "llo", "!"],
-        [text("hello", role="assistant"), CALL, text("!")],
-    )
+    first, hearer = text("", role="assistant"), Hearer()
+    handed = read(first, text("he"), text("llo"), CALL, text("!"), hearer=hearer)
+    assert handed == [text("hello", role="assistant"), CALL, text("!")]
+    assert (hearer.told, hearer.turns) == (["he", "llo", "!"], 2)
 
 
 def test_without_anybody_to_tell_nothing_is_joined() -> None:
-    assert read(text("a"), text("b"), sink=False) == ([], [text("a"), text("b")])
+    assert read(text("a"), text("b")) == [text("a"), text("b")]
 
 
 def test_thinking_aloud_is_no_text() -> None:
     chunks = [text("<think>"), text("hm"), text("</think>"), text("yes"), text(".")]
-    assert read(*chunks) == (["yes", "."], [*chunks[:3], text("yes.")])
+    hearer = Hearer()
+    assert read(*chunks, hearer=hearer) == [*chunks[:3], text("yes.")]
+    assert hearer.told == ["yes", "."]
 
 
-@given(st.lists(st.one_of(TEXTS.map(text), st.just(CALL)), max_size=12))
-def test_no_text_is_lost_and_no_order_changed(chunks: list[dict[str, Any]]) -> None:
-    told, handed = read(*chunks)
+@given(st.lists(st.one_of(TEXTS.map(text), st.just(CALL)), max_size=12), st.integers(1, 200))
+@settings(max_examples=40, deadline=None)
+def test_no_text_is_lost_and_no_order_changed(chunks: list[dict[str, Any]], block: int) -> None:
+    hearer = Hearer()
+    handed = read(*chunks, hearer=hearer, block=block)
 
     def said(given: list[dict[str, Any]]) -> list[str]:
         """The text between two calls, each."""
@@ -91,7 +139,125 @@ def test_no_text_is_lost_and_no_order_changed(chunks: list[dict[str, Any]]) -> N
         return parts
 
     assert said(handed) == said(chunks)
-    assert "".join(told) == "".join(said(chunks))
+    assert "".join(hearer.told) == "".join(said(chunks))
+
+
+def test_what_is_nearly_a_chunk_is_handed_on_as_the_sdk_would() -> None:
+    nearly: dict[str, Any] = {
+        "choices": [{"index": 0, "delta": {"content": None, "tool_calls": []}}],
+        "usage": None,
+    }
+    assert read(nearly, hearer=Hearer()) == [nearly]
+
+
+def test_an_error_in_the_stream_is_the_sdks() -> None:
+    with pytest.raises(APIError, match="too hot"):
+        read(text("a"), {"error": {"message": "too hot", "code": 7}}, hearer=Hearer())
+    with pytest.raises(APIError, match="An error occurred"):
+        read(chunk({"content": "a"}, error=True), hearer=Hearer())
+
+
+def test_a_request_is_what_the_library_gave_and_says_who_asks() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        got.append((dict(request.headers), await request.json()))
+        return web.Response(body=b"data: [DONE]\n\n", content_type="text/event-stream")
+
+    async def main() -> None:
+        async with endpoint(answer) as url, client_of(url) as client:
+            stream: Any = await client.chat.completions.create(
+                stream=True,
+                model="m",
+                messages=[],
+                temperature=omit,
+                timeout=not_given,
+                extra_headers={"Idempotency-Key": "k-1"},
+                extra_body={"think": False},
+            )
+            async with stream:
+                assert [each async for each in stream] == []
+
+    got: list[tuple[dict[str, str], Any]] = []
+    asyncio.run(main())
+    [(headers, body)] = got
+    assert body == {"model": "m", "messages": [], "stream": True, "think": False}
+    assert headers["Authorization"] == "Bearer sk-1"
+    assert headers["Idempotency-Key"] == "k-1"
+    assert headers["Content-Type"] == "application/json"
+
+
+def test_a_refusal_is_the_sdks_error_with_its_status_headers_and_message() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = {"error": {"message": "slow down"}}
+        return web.json_response(body, status=429, headers={"retry-after": "7"})
+
+    async def main() -> None:
+        async with endpoint(answer) as url, client_of(url) as client:
+            await asked(client)
+
+    with pytest.raises(RateLimitError, match="slow down") as refused:
+        asyncio.run(main())
+    assert refused.value.status_code == 429
+    assert refused.value.response.headers["retry-after"] == "7"
+
+
+def test_a_broken_connection_is_the_sdks_error_and_no_timeout() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": "1000"})
+        await response.prepare(request)
+        await response.write(b"data: ")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def main(url: str) -> None:
+        async with client_of(url) as client:
+            await asked(client)
+
+    async def cut() -> None:
+        async with endpoint(answer) as url:
+            await main(url)
+
+    for scenario in (cut(), main("http://127.0.0.1:1/v1")):
+        with pytest.raises(APIConnectionError) as broken:
+            asyncio.run(scenario)
+        assert not isinstance(broken.value, APITimeoutError)
+
+
+def test_silence_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    async def main() -> None:
+        async with endpoint(answer) as url, client_of(url) as client:
+            await asked(client)
+
+    monkeypatch.setattr(lean_client, "SILENCE_SECONDS", 0.1)
+    with pytest.raises(APITimeoutError):
+        asyncio.run(main())
+
+
+def test_a_connection_is_used_again_for_the_next_answer() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"data: [DONE]\n\n")
+        await asyncio.sleep(0.01)
+        await response.write_eof()
+        return response
+
+    async def main() -> None:
+        async with endpoint(answer) as url, client_of(url) as client:
+            for _ in range(3):
+                assert await asked(client) == []
+
+    peers: list[Any] = []
+    asyncio.run(main())
+    assert len(set(peers)) == 1
 
 
 @pytest.mark.parametrize(
