@@ -4,7 +4,6 @@ The loop's libraries take a second and 70 MB, so they are imported with the firs
 """
 
 import asyncio
-import gc
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,9 +14,11 @@ from actors.agents.home import AgentSettings
 from actors.children import Children, child_id
 from actors.egress_transport import VettedClientFactory
 from actors.execution_actor import ExecutionActor
+from actors.heap import settle
 from actors.performer import Attempt, Performer
 from actors.step_call import StepCall, StepOutcome
 from actors.step_journal import StepJournal
+from actors.turns import Turns
 from runtime.blob_store import BlobStore
 from runtime.events import BlobRef, Json
 from runtime.ids import NodeId
@@ -26,11 +27,6 @@ from runtime.state import ExecutionState, NodeState, item_prefix
 
 if TYPE_CHECKING:
     from actors.agents.service import AgentService
-
-COLLECT_AFTER = (20_000, 50, 100)
-"""A full collection comes after a hundred million objects more, in place of 70,000: it looks through all that
-live runs hold, and stops their text meanwhile (0.1 s with 200 runs); and collecting less often takes a fifth
-off the CPU of a run. Garbage in cycles that outlived the smaller collections stays for so long."""
 
 
 class AgentNodes:
@@ -44,6 +40,7 @@ class AgentNodes:
         self._settings = settings
         self._http: httpx.AsyncClient | None = None
         self._opening: asyncio.Task[AgentService] | None = None
+        self._turns = Turns()
         self.blobs = blobs
         self.where = where
 
@@ -51,7 +48,7 @@ class AgentNodes:
         """One attempt of an agent node, or of one item of a map. Raises: CancelledError only."""
         service = await asyncio.shield(self._service())
         prefix = "" if attempt.index is None else item_prefix(attempt.index)
-        journal = StepJournal(actor, attempt.node_id, attempt.attempt, prefix)
+        journal = StepJournal(actor, attempt.node_id, attempt.attempt, prefix, self._turns)
         return await service.run(action, journal, attempt.timeout_seconds)
 
     def prepare(self) -> None:
@@ -108,9 +105,5 @@ class AgentNodes:
 
 def _import_loop() -> ModuleType:
     module = import_module("actors.agents.service")
-    # What was imported stays for good: a full collection that looks through its 230,000 objects would stop
-    # every run's text for a tenth of a second and more.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
+    settle()
     return module

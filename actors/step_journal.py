@@ -9,6 +9,7 @@ Text on its way (``delta``) is told to whoever follows, and to the log never.
 
 from typing import Literal, Protocol
 
+from actors.turns import Turns
 from runtime.commands import BeginStep, EndStep, LogNode, RetryStep, Usage
 from runtime.events import BlobRef, Json, MessageRecorded, StepError, ToolCall
 from runtime.ids import Micros, NodeId
@@ -31,9 +32,15 @@ class Recorder(Protocol):
 class StepJournal:
     """One attempt of one agent node. ``prefix`` sets apart several conversations of one node."""
 
-    def __init__(self, actor: Recorder, node_id: NodeId, attempt: int, prefix: str = "") -> None:
+    def __init__(
+        self, actor: Recorder, node_id: NodeId, attempt: int, prefix: str = "", turns: Turns | None = None
+    ) -> None:
+        """``turns``: those of all runs of the process; None: this one is alone."""
         self._actor = actor
         self._prefix = prefix
+        self._turns = turns or Turns()
+        self._rank = self._turns.rank()
+        self._asked = 0
         self.node_id = node_id
         self.attempt = attempt
 
@@ -96,7 +103,8 @@ class StepJournal:
                 child_id=child_id,
             )
         )
-        await self._actor.durable()
+        await self._durable()
+        self._asked += kind == "model"
 
     async def retry(self, step: str, error: StepError, retry_at: Micros) -> None:
         """The call failed and is made again at ``retry_at``; waiting is the caller's."""
@@ -110,7 +118,7 @@ class StepJournal:
                 retry_at=retry_at,
             )
         )
-        await self._actor.durable()
+        await self._durable()
 
     async def end(
         self,
@@ -148,7 +156,15 @@ class StepJournal:
                 usage=usage,
             )
         )
+        await self._durable()
+
+    async def turn(self) -> None:
+        """Return when the run may compute for a while. What waits for the log has had its turn."""
+        await self._turns.take(self._asked, self._rank)
+
+    async def _durable(self) -> None:
         await self._actor.durable()
+        await self.turn()
 
     def log(self, event: str, detail: Json = None) -> None:
         """Something worth telling; durable with whatever is recorded next."""

@@ -66,6 +66,9 @@ async def converse(
         usage_limits=_NO_LIMITS,
         retries={"tools": RETRIES, "output": OUTPUT_RETRIES},
         infer_name=False,
+        # Given, so that none is drawn: neither goes anywhere.
+        run_id="run",
+        conversation_id="conversation",
         toolsets=[] if toolset is None else [toolset],
     ) as run:
         turns = 0

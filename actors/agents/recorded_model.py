@@ -32,12 +32,11 @@ from pydantic_ai.settings import ModelSettings
 
 from actors.agents.claim_check import ClaimCheck
 from actors.agents.errors import is_passing, retry_after, step_error
-from actors.agents.lean_client import TEXT
+from actors.agents.lean_client import LISTENER
 from actors.agents.messages import Answer, answer_of, request_hash, response_of, with_unique_calls
 from actors.agents.models import NamedModel
 from actors.agents.prices import PriceTable
 from actors.agents.tracing import model_span
-from actors.agents.turns import Turns
 from actors.step_journal import StepJournal
 from runtime.events import MessageRecorded
 from runtime.ids import SECOND, Micros
@@ -62,7 +61,6 @@ class Calls:
         """``key``: of the endpoint; cut out of every error."""
         self.prices = prices
         self.room = asyncio.Semaphore(calls_max)
-        self.turns = Turns()
         self.key = key
 
 
@@ -202,7 +200,6 @@ class RecordedModel(WrapperModel):
                         # of the library's frames that wait for its end.
                         call = asyncio.create_task(self._stream(step, messages, settings, parameters))
                         response = await call
-                        await self._calls.turns.take()
                         span.used(self._calls.prices.usage(self._named.name, response.usage))
                     return response, time.perf_counter() - began
         raise AssertionError("tenacity ends by an answer or an exception")
@@ -223,8 +220,7 @@ class RecordedModel(WrapperModel):
         parameters: ModelRequestParameters,
     ) -> ModelResponse:
         told = _Told(self._journal, step)
-        await self._calls.turns.take()
-        token = TEXT.set(told.hear)
+        token = LISTENER.set(told)
         try:
             async with self.wrapped.request_stream(messages, settings, parameters) as stream:
                 async for event in stream:
@@ -234,7 +230,7 @@ class RecordedModel(WrapperModel):
                         told.know(event.part.content)
                 response = stream.get()
         finally:
-            TEXT.reset(token)
+            LISTENER.reset(token)
         if response.state != "complete":
             raise UnexpectedModelBehavior("the model's answer broke off")
         return response
@@ -246,7 +242,10 @@ class RecordedModel(WrapperModel):
 
 
 class _Told:
-    """Tells an answer's text piece by piece: as its client hears it, else as the library makes it out."""
+    """Tells an answer's text piece by piece: as its client hears it, else as the library makes it out.
+
+    Implements ``lean_client.Listener``.
+    """
 
     def __init__(self, journal: StepJournal, step: str) -> None:
         self._journal = journal
@@ -257,6 +256,9 @@ class _Told:
     def hear(self, text: str) -> None:
         self._journal.delta(self._step, self._chars, text)
         self._chars += len(text)
+
+    async def turn(self) -> None:
+        await self._journal.turn()
 
     def know(self, text: str) -> None:
         """``text`` follows what was known; what of it was heard is not told again."""

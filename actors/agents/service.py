@@ -73,7 +73,7 @@ class AgentService:
 
     async def _run_agent(self, action: RunAgent, journal: StepJournal) -> Json:
         shared = await self._open()
-        await shared.calls.turns.take()
+        await journal.turn()
         output = await AgentRun(shared, action.spec, journal).run()
         return output.output if action.plain else msgspec.to_builtins(output)
 
