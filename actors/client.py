@@ -240,19 +240,35 @@ class ExecutionClient:
 
 async def _live(reader: Reader) -> AsyncIterator[Recorded | Delta]:
     """What the feed brings, until something was lost or nothing came for ``RECHECK_SECONDS``."""
-    while True:
-        while reader.items:
-            item = reader.items.popleft()
-            if item is None:
+    loop = asyncio.get_running_loop()
+    # One timer for all that comes: one for each item would cost as much as the item.
+    heard_at, is_silent = loop.time(), False
+
+    def look() -> None:
+        nonlocal timer, is_silent
+        is_silent = loop.time() >= heard_at + RECHECK_SECONDS
+        if is_silent:
+            reader.news.set()
+        else:
+            timer = loop.call_at(heard_at + RECHECK_SECONDS, look)
+
+    timer = loop.call_at(heard_at + RECHECK_SECONDS, look)
+    try:
+        while True:
+            while reader.items:
+                item = reader.items.popleft()
+                if item is None:
+                    return
+                yield item
+            if reader.is_cut:
+                raise LaggedBehind
+            if is_silent:
                 return
-            yield item
-        if reader.is_cut:
-            raise LaggedBehind
-        reader.news.clear()
-        try:
-            await asyncio.wait_for(reader.news.wait(), RECHECK_SECONDS)
-        except TimeoutError:
-            return
+            reader.news.clear()
+            await reader.news.wait()
+            heard_at = loop.time()
+    finally:
+        timer.cancel()
 
 
 def _weight(queue: str, host: HostName) -> bytes:

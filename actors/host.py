@@ -117,7 +117,8 @@ class Host:
         self._vitals = Vitals(self.config.running_max, self._reports)
         self._background: set[asyncio.Task[None]] = set()
         self._random = random.Random(self.incarnation)
-        self._started: asyncio.Future[None] | None = None
+        self._is_started = False
+        self._closing: asyncio.Task[None] | None = None
         self._state: Literal["recovering", "running", "leaving", "closed"] = "recovering"
 
     # --- calls from outside ---------------------------------------------------------------------------
@@ -134,9 +135,9 @@ class Host:
     async def poll(self, gateway_id: str, wait_seconds: float) -> bytes:
         """The next batch of the live feed for one gateway (see ``watchers``)."""
         await self._start()
-        if self._state == "leaving" and not self._watchers.has_news(gateway_id):
+        if self._state in ("leaving", "closed") and not self._watchers.has_news(gateway_id):
             await self.close()
-            exit_actor()
+            exit_actor()  # of every poll that comes now: Ray waits for all calls under way
         return messages.encode(await self._watchers.poll(gateway_id, wait_seconds))
 
     async def status(self) -> bytes:
@@ -153,8 +154,11 @@ class Host:
 
     async def close(self) -> None:
         """Write what is decided, forget the rest: the log has all that is needed to go on."""
-        if self._started is None or self._state == "closed":
-            return
+        if self._is_started:
+            self._closing = self._closing or asyncio.create_task(self._close())
+            await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._state = "closed"
         for actor in tuple(self._actors.values()):
             actor.stop()
@@ -174,12 +178,10 @@ class Host:
 
     async def _start(self) -> None:
         """Once per process, before the first message: recovery begins, messages need not wait for it."""
-        if self._started is not None:
+        if self._is_started:
             return
-        loop = asyncio.get_running_loop()
-        self._started = loop.create_future()
-        self._started.set_result(None)
-        self._writer = GroupCommitWriter(self._log, loop, self._watchers.publish)
+        self._is_started = True
+        self._writer = GroupCommitWriter(self._log, asyncio.get_running_loop(), self._watchers.publish)
         blobs = BlobStore(self.config.blob_url)
         pool = EnvironmentPools(self.config.worker_pool(os.environ), Environments(blobs))
         self._performer = Performer(

@@ -1,7 +1,7 @@
 """One host as a gateway sees it: the outbox to it, the feed from it, and whether it answers.
 
     command --> outbox --(one Ray call carries all that waits)--> answer, once durable
-    feed    <-- one long poll <-- committed events of executions that somebody follows here
+    feed    <-- long polls <------ committed events of executions that somebody follows here
 
 A host that dies loses the calls in flight, and nobody knows whether they took effect. Every message can
 be repeated harmlessly (a start by its id, a signal by its signal id, a cancellation by its cause), so the
@@ -31,6 +31,10 @@ CALLS_AT_ONCE_MAX = 2
 """Ray calls in flight to one host: while one is being committed the next is being decoded."""
 
 BATCH_MESSAGES_MAX = 1_000
+
+ANSWERS_AT_ONCE = 8
+"""Senders that go on in one sweep of the loop: each computes for a while, and text waits for all of them."""
+
 OUTBOX_MESSAGES_MAX = 50_000
 """Messages waiting for one host; one more is refused with ``Overloaded``."""
 
@@ -42,6 +46,9 @@ POLL_SECONDS = 2.0
 
 POLL_GRACE_SECONDS = 2.5
 RETRY_SECONDS_MAX = 1.0
+
+POLLS_AT_ONCE = 2
+"""While the answer to one is on its way here, the host has another to answer."""
 
 READER_ITEMS_MAX = 1_000
 """A reader further behind than this is cut off and may resume from the log (gateway rule G8)."""
@@ -95,6 +102,10 @@ class HostLink:
         self._readers: dict[str, list[Reader]] = {}
         self._watches: dict[str, asyncio.Future[None]] = {}
         self._incarnation = ""
+        self._next_batch = 0
+        """Number of the feed's next batch; 0: whichever comes first."""
+        self._early: dict[int, FeedBatch] = {}
+        """Batches that came before one that is still on its way: fewer than ``POLLS_AT_ONCE``."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due = False
         self._reachable = asyncio.Event()
@@ -107,7 +118,8 @@ class HostLink:
 
     def open(self) -> None:
         self.unreachable_since = asyncio.get_running_loop().time()
-        self._spawn(self._poll_for_ever())
+        for _ in range(POLLS_AT_ONCE):
+            self._spawn(self._poll_for_ever())
 
     def close(self, error: DomainError | None = None) -> None:
         """Stop talking to the host; whoever waits for an answer gets ``error``."""
@@ -227,9 +239,11 @@ class HostLink:
             log.error("an answer can't be read", host=self.name, error=str(error)[:200])
             _refuse(batch, Unavailable(f"host {self.name} gave an answer that can't be read"))
         else:
-            for (_, future, _), answer in zip(batch, answers, strict=False):
+            for number, ((_, future, _), answer) in enumerate(zip(batch, answers, strict=False), 1):
                 if not future.done():
                     future.set_result(answer)
+                if number % ANSWERS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
         finally:
             self._in_flight.remove(batch)
             self._calls -= 1
@@ -295,7 +309,7 @@ class HostLink:
             except (RayError, TimeoutError) as error:
                 self._miss("silent" if isinstance(error, TimeoutError) else "broken")
                 log.warning("feed interrupted", host=self.name, error=reason_of(error))
-                self._lose()  # their executions may be going on elsewhere
+                self._interrupt()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
@@ -308,7 +322,7 @@ class HostLink:
                 self.ask_status()  # it may be on another node now
                 if self._on_reachable is not None:
                     self._on_reachable()
-            self._dispatch(batch)
+            self._arrived(batch)
 
     def _miss(self, trouble: Trouble) -> None:
         if self.is_reachable or self.unreachable_since is None:
@@ -316,11 +330,33 @@ class HostLink:
         self.trouble = trouble
         self._reachable.clear()
 
-    def _dispatch(self, batch: FeedBatch) -> None:
+    def _interrupt(self) -> None:
+        """A poll got no answer: what it would have brought is in the log alone."""
+        self._lose()  # and the executions may be going on elsewhere
+        early, self._early = self._early, {}
+        self._next_batch = 0
+        for number in sorted(early):
+            self._dispatch(early[number])
+
+    def _arrived(self, batch: FeedBatch) -> None:
         if batch.incarnation != self._incarnation:
             self._incarnation = batch.incarnation
+            self._next_batch = 0
+            self._early.clear()
             if self._readers:
                 self._spawn(self._watch_again())
+        if batch.number == 0:
+            return
+        if 0 < self._next_batch < batch.number:
+            self._early[batch.number] = batch
+            return
+        following: FeedBatch | None = batch
+        while following is not None:
+            self._next_batch = max(self._next_batch, following.number + 1)
+            self._dispatch(following)
+            following = self._early.pop(self._next_batch, None)
+
+    def _dispatch(self, batch: FeedBatch) -> None:
         if batch.lagged:
             self._lose()
         for item in batch.items:

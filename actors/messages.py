@@ -97,12 +97,14 @@ class FeedBatch(msgspec.Struct, frozen=True):
     """What happened to watched executions since the last poll, in order.
 
     ``lagged``: something was dropped at the bound; readers fall back to the log. ``incarnation`` names
-    the host process: when it changes, all watches are gone.
+    the host process: when it changes, all watches are gone. ``number``: its place in the feed, one more than
+    that of the batch before; 0: nothing happened.
     """
 
     incarnation: str
     items: tuple[Recorded | Delta, ...] = ()
     lagged: bool = False
+    number: int = 0
 
 
 class HostStatus(msgspec.Struct, frozen=True):

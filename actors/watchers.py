@@ -1,6 +1,7 @@
 """The host's side of the live feed: who watches which execution, and what waits for each gateway.
 
-A gateway polls; a poll answers at once when something waits, else as soon as something happens. At the
+A gateway polls; a poll answers at once when something waits, else as soon as something happens. Of several
+the first is answered first. At the
 bound everything waiting is dropped and the batch says ``lagged``: readers then fall back to the log, so
 a slow gateway costs bounded memory and nobody misses an event.
 """
@@ -15,6 +16,13 @@ from runtime.events import TERMINAL_EVENTS, MessageRecorded, StepRetried
 
 WAITING_ITEMS_MAX = 20_000
 """Items kept for one gateway between two polls."""
+
+GATHER_SECONDS_EACH = 0.00005
+GATHER_SECONDS_MAX = 0.010
+"""The least time between two answers to a gateway, for each execution it watches, and at most.
+
+An answer costs both sides a millisecond, and two hundred that talk at once would ask for hundreds a second.
+"""
 
 SILENT_SECONDS_MAX = 120.0
 """A gateway that has not polled for this long is forgotten."""
@@ -51,7 +59,25 @@ class _Gateway:
         self.waiting: list[Recorded | Delta] = []
         self.lagged = False
         self.polled_at = now
+        self.answered_at = now
         self.news = asyncio.Event()
+        self.turn = asyncio.Lock()
+        """Held by the poll that is answered next."""
+        self._answered = 0
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.waiting or self.lagged)
+
+    def batch(self, now: float) -> FeedBatch:
+        """What waits, which waits no more."""
+        self.news.clear()
+        self.polled_at = self.answered_at = now
+        self._answered += 1
+        batch = FeedBatch(self.incarnation, tuple(self.waiting), self.lagged, self._answered)
+        self.waiting.clear()
+        self.lagged = False
+        return batch
 
     def put(self, item: Recorded | Delta) -> None:
         if len(self.waiting) >= WAITING_ITEMS_MAX:
@@ -143,19 +169,20 @@ class Watchers:
         loop = asyncio.get_running_loop()
         gateway = self._gateway(gateway_id)
         gateway.polled_at = loop.time()
-        if not gateway.waiting and not gateway.lagged:
-            self._forget_silent(loop.time())
-            try:
-                await asyncio.wait_for(gateway.news.wait(), wait_seconds)
-            except TimeoutError:
-                gateway.polled_at = loop.time()
-                return FeedBatch(gateway.incarnation)
-        gateway.news.clear()
-        gateway.polled_at = loop.time()
-        batch = FeedBatch(gateway.incarnation, tuple(gateway.waiting), gateway.lagged)
-        gateway.waiting.clear()
-        gateway.lagged = False
-        return batch
+        try:
+            # Not wait_for, which costs two sweeps of the loop.
+            async with asyncio.timeout(wait_seconds), gateway.turn:
+                if not gateway.has_news:
+                    self._forget_silent(loop.time())
+                    await gateway.news.wait()
+                gather = min(len(gateway.watched) * GATHER_SECONDS_EACH, GATHER_SECONDS_MAX)
+                pause = min(gateway.answered_at + gather - loop.time(), wait_seconds)
+                if pause > 0:
+                    await asyncio.sleep(pause)
+                return gateway.batch(loop.time())
+        except TimeoutError:
+            gateway.polled_at = loop.time()
+            return FeedBatch(gateway.incarnation)
 
     def _gateway(self, gateway_id: str) -> _Gateway:
         gateway = self._gateways.get(gateway_id)
@@ -169,7 +196,7 @@ class Watchers:
     def has_news(self, gateway_id: str) -> bool:
         """Whether something waits for this gateway's next poll."""
         gateway = self._gateways.get(gateway_id)
-        return gateway is not None and bool(gateway.waiting or gateway.lagged)
+        return gateway is not None and gateway.has_news
 
     def _forget(self, gateway_id: str, execution_id: str) -> None:
         gateway = self._gateways.get(gateway_id)

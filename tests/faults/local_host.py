@@ -73,7 +73,7 @@ class ThreadPool:
 
 class LocalHost(Host):
     async def _start(self) -> None:
-        if self._started is None:
+        if not self._is_started:
             await super()._start()
             blobs = BlobStore(self.config.blob_url)
             pool = cast(EnvironmentPools, ThreadPool(blobs))
