@@ -7,7 +7,6 @@ but pictures of runs, each as new as the row it is asked for with.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -209,7 +208,9 @@ class AgentRuns:
 
     async def runs(self, tenant: str, subject: str, limit: int) -> list[ExecutionRow]:
         """The subject's runs, newest first."""
-        return await asyncio.to_thread(execution_summary.runs_of, self._gateway.store, tenant, subject, limit)
+        return await self._gateway.hops.run(
+            execution_summary.runs_of, self._gateway.store, tenant, subject, limit
+        )
 
     async def session(self, tenant: str, subject: str, *, completed_only: bool = False) -> tuple[Json, ...]:
         """The ``history`` for the subject's next run; empty before the first.
@@ -240,7 +241,7 @@ class AgentRuns:
         while len(self._folds) > VIEWS_MAX:
             self._folds.popitem(last=False)
         if fold.version < row.version:
-            recorded = await asyncio.to_thread(self._gateway.log.read, row.execution_id, fold.version)
+            recorded = await self._gateway.hops.run(self._gateway.log.read, row.execution_id, fold.version)
             for each in recorded:
                 event = await whole_event(self._gateway, each)
                 if each.originator_version == fold.version + 1:  # another reader may have been faster

@@ -28,6 +28,7 @@ from gateway.catalogue import Catalogue
 from gateway.chassis import Chassis
 from gateway.context import Gateway, now
 from gateway.dialects import CALLBACK_BODIES, CALLBACK_URLS, DIALECTS
+from gateway.hops import Hops
 from gateway.host_metrics import HostMetrics
 from gateway.hosts import Connect, connect_ray
 from gateway.idempotency import CREATE as CREATE_IDEMPOTENCY
@@ -59,6 +60,9 @@ log = structlog.get_logger("gateway.app")
 
 UPKEEP_SECONDS = 3_600.0
 """Partitions are made at least a day ahead."""
+
+STORE_THREADS = 4
+"""Questions to a store over a network at a time, of each kind; one in this process answers one at a time."""
 
 _ALLOWED_HEADERS = ("X-API-Key", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 _SHOWN_HEADERS = (
@@ -185,7 +189,8 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
             transaction.execute(statement)
     keys = Keys(event_log, store)
     first_key = keys.ensure_first(now())
-    registry = Registry(event_log, store)
+    threads = STORE_THREADS if settings.is_on_postgres else 1
+    registry = Registry(event_log, store, threads=threads)
     secrets = Secrets(_vault(settings), registry)
     gateway = Gateway(
         settings=settings,
@@ -201,6 +206,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         limits=Limits(settings, store, metrics),
         idempotency=Idempotency(store, settings.idempotency_hours),
         reads=Reads(store),
+        hops=Hops(threads),
         metrics=metrics,
         egress=EgressGuard(_egress_rules("HELIOGRAPH_CALLBACK_ALLOW", settings.callback_allow)),
     )
@@ -273,7 +279,8 @@ def _close(gateway: Gateway) -> None:
     if gateway.pulse is not None:
         gateway.pulse.close()
     gateway.egress.close()
-    gateway.reads.close()
+    for each in (gateway.reads, gateway.hops, gateway.registry):
+        each.close()
     gateway.log.close()
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.agent_runs import AgentRuns
     from gateway.batches import Batches
     from gateway.catalogue import Catalogue
+    from gateway.hops import Hops
     from gateway.idempotency import Idempotency
     from gateway.keys import Keys
     from gateway.limits import Limits
@@ -160,6 +161,7 @@ class Gateway:
     limits: Limits
     idempotency: Idempotency
     reads: Reads
+    hops: Hops
     metrics: Metrics
     egress: EgressGuard
     client: Executions | None = None

@@ -55,6 +55,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     await asyncio.to_thread(import_module, "actors.supervision")
     from actors.agents.home import AgentSettings
     from actors.client import ExecutionClient
+    from actors.heap import settle
     from actors.host_config import HostConfig
     from actors.step_call import WorkerLimits
     from actors.supervision import Supervisor
@@ -101,6 +102,11 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
         client,
         _end_without_ray,
     )
-    supervisor.open(on_ready, ray_start)
+
+    def ready() -> None:
+        settle()
+        on_ready()
+
+    supervisor.open(ready, ray_start)
     gateway.client = client
     gateway.runtime = gateway.cluster = supervisor

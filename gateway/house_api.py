@@ -20,6 +20,7 @@ from starlette.responses import Response
 from gateway.call import Call
 from gateway.envelopes import HOUSE, Envelope, Fault, Problem
 from gateway.keys import ADMIN
+from gateway.timestamps import utc_second
 from runtime.ids import Micros
 
 JSON = "application/json"
@@ -112,7 +113,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def iso(micros: int) -> str:
     """``2025-09-14T04:33:48.102334Z``."""
     seconds, rest = divmod(micros, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:06d}Z"
+    return f"{utc_second(seconds)}.{rest:06d}Z"
 
 
 def iso_or_none(micros: int | None) -> str | None:

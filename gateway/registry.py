@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from gateway.context import new_id, now
+from gateway.hops import Hops
 from projections import resources
 from projections.resources import LIST_MAX, ResourceRow
 from projections.store import ReadStore
@@ -90,31 +91,39 @@ Decide = Callable[[ResourceState | None], Sequence[Event]]
 
 
 class Registry:
-    """Lives on the event loop; the store is read and written in threads."""
+    """Lives on the event loop; the store is read and written in ``threads`` threads each."""
 
-    def __init__(self, log: EventLog, store: ReadStore, clock: Callable[[], Micros] = now) -> None:
+    def __init__(
+        self, log: EventLog, store: ReadStore, clock: Callable[[], Micros] = now, threads: int = 1
+    ) -> None:
         self._log = log
         self._store = store
         self._clock = clock
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._reads, self._writes = Hops(threads), Hops(threads)
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._reads.close()
+        self._writes.close()
 
     # --- reading ----------------------------------------------------------------------------------------
 
     async def get(self, tenant: str, kind: str, resource_id: str) -> Resource | None:
         """None for one that never was, is deleted, or is another tenant's."""
-        row = await asyncio.to_thread(resources.get, self._store, tenant, kind, resource_id)
+        row = await self._reads.run(resources.get, self._store, tenant, kind, resource_id)
         return None if row is None or row.deleted_at is not None else _resource(row)
 
     async def get_shared(self, kind: str, resource_id: str) -> Resource | None:
         """One whose ``status`` is ``public``, whoever's it is."""
-        row = await asyncio.to_thread(resources.get_shared, self._store, kind, resource_id)
+        row = await self._reads.run(resources.get_shared, self._store, kind, resource_id)
         return None if row is None else _resource(row)
 
     async def get_many(self, tenant: str, kind: str, ids: Sequence[str]) -> list[Resource]:
         """Those that exist, in the order of ``ids``, each once."""
         if not ids:
             return []
-        rows = await asyncio.to_thread(resources.get_many, self._store, tenant, kind, ids)
+        rows = await self._reads.run(resources.get_many, self._store, tenant, kind, ids)
         return [_resource(row) for row in rows]
 
     async def listing(
@@ -138,7 +147,7 @@ class Registry:
         status of the execution named by its ``latest_run``; ``""``: there is none. ``shared``: those of
         other tenants whose ``status`` is ``public`` too.
         """
-        rows, total = await asyncio.to_thread(
+        rows, total = await self._reads.run(
             resources.listing,
             self._store,
             tenant,
@@ -155,7 +164,7 @@ class Registry:
         return [_resource(row) for row in rows], total
 
     async def count(self, tenant: str, kind: str) -> int:
-        return await asyncio.to_thread(resources.count, self._store, tenant, kind)
+        return await self._reads.run(resources.count, self._store, tenant, kind)
 
     # --- changing ---------------------------------------------------------------------------------------
 
@@ -214,7 +223,7 @@ class Registry:
         if turn is None:
             turn = self._turns[stream] = asyncio.Lock()
         async with turn:
-            state = await asyncio.to_thread(self._append, tenant, kind, resource_id, stream, decide)
+            state = await self._writes.run(self._append, tenant, kind, resource_id, stream, decide)
         return _shown(state)
 
     def _append(
@@ -260,7 +269,7 @@ class Registry:
         Create the resource (or change its name) within ``CLAIM_SECONDS``; a name that is unique in any case
         is claimed in lower case.
         """
-        return await asyncio.to_thread(self._claim, tenant, kind, name, resource_id)
+        return await self._writes.run(self._claim, tenant, kind, name, resource_id)
 
     def _claim(self, tenant: str, kind: str, name: str, resource_id: str) -> bool:
         at = self._clock()
@@ -275,7 +284,7 @@ class Registry:
 
     async def release_name(self, tenant: str, kind: str, name: str, resource_id: str) -> None:
         """Nothing when it is another resource's."""
-        await asyncio.to_thread(
+        await self._writes.run(
             self._store.execute,
             "DELETE FROM resource_names WHERE tenant = ? AND kind = ? AND name = ? AND resource_id = ?",
             (tenant, kind, name, resource_id),

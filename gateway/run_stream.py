@@ -50,9 +50,6 @@ POLL_SECONDS = 5.0
 RUNS_REPLAYED_MAX = 100
 """Runs a resumed stream goes back at most."""
 
-STREAM_SECONDS_MAX = 3_600.0
-"""How long a stream across runs stays open (workflows contract 3.8); the client may resume."""
-
 Numbered = tuple[int, Happening]
 
 
@@ -293,51 +290,36 @@ async def follow_subject(
     until_terminal: bool = False,
     frames_each: int = 1,
     is_gone: Callable[[], Awaitable[bool]] | None = None,
-    seconds_max: float = STREAM_SECONDS_MAX,
 ) -> AsyncGenerator[Numbered]:
     """The happenings of a resource's runs, one run after the other, as they come.
 
     With ``after`` from there on; without, the unfinished run from its first event, else only what comes.
     ``until_terminal``: ends after the next ``RunEnded``; when no run is unfinished, after replaying the
-    latest. Ends also when ``is_gone`` says so, and after ``seconds_max``. Raises: LaggedBehind, Unavailable.
+    latest. Ends also when ``is_gone`` says so. Raises: LaggedBehind, Unavailable.
     """
     runs = gateway.agent_runs
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds_max
     waiting, last = await _first_runs(runs, tenant, subject, after, until_terminal)
     with runs.news.listening(tenant, subject) as news:
-        while loop.time() < deadline:
+        while True:
             for row in waiting:
                 last = row
                 is_end_told = False
-                run = follow_run(gateway, row, after=after, frames_each=frames_each)
-                async for numbered in _until(deadline, run):
-                    is_end_told = isinstance(numbered[1], RunEnded)
-                    yield numbered
+                async with aclosing(follow_run(gateway, row, after=after, frames_each=frames_each)) as run:
+                    async for numbered in run:
+                        is_end_told = isinstance(numbered[1], RunEnded)
+                        yield numbered
                 # A resumed stream may begin with a run whose end the client has; a newer one follows it.
                 if until_terminal and (is_end_told or row is waiting[-1]):
                     return
-                if loop.time() >= deadline:
-                    return
             news.clear()  # before looking: what happens meanwhile rings again
+            waiting = await _newer(runs, tenant, subject, last)
+            if waiting:
+                continue
             if is_gone is not None and await is_gone():
                 return
-            waiting = await _newer(runs, tenant, subject, last)
-            if not waiting:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), min(POLL_SECONDS, deadline - loop.time()))
-
-
-async def _until(deadline: float, source: AsyncGenerator[Numbered]) -> AsyncGenerator[Numbered]:
-    """``source`` up to its end or the loop's time ``deadline``."""
-    async with aclosing(source):
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    numbered = await anext(source)
-            except (StopAsyncIteration, TimeoutError):
-                return
-            yield numbered
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await news.wait()
 
 
 async def _first_runs(

@@ -54,7 +54,8 @@ def frame(event_id: int, data: bytes, event: str = "") -> bytes:
 class EventStream(EventSourceResponse):
     """A response that sends ``frames`` as they come, and holds one of the caller's stream places.
 
-    ``keep_alive``: the comment that is sent in silence.
+    ``keep_alive``: the comment that is sent in silence. ``seconds_max``: when the body ends properly
+    whatever still comes; None: never.
 
     Raises: Problem too_many_streams or unavailable, before any byte is sent.
     """
@@ -65,10 +66,11 @@ class EventStream(EventSourceResponse):
         frames: AsyncIterator[bytes],
         headers: Mapping[str, str] | None = None,
         keep_alive: str = "keep-alive",
+        seconds_max: float | None = None,
     ) -> None:
         settings = call.gateway.settings
         super().__init__(
-            chunks(frames),
+            chunks(frames, seconds_max),
             headers={**_HEADERS, **(headers or {})},
             ping=settings.keep_alive_seconds,
             ping_message_factory=partial(ServerSentEvent, comment=keep_alive, sep="\n"),
@@ -114,11 +116,20 @@ class EventStream(EventSourceResponse):
                 )
 
 
-async def chunks(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The `retry` line, then whatever is ready at a time as one chunk: a send costs more than its frames."""
+async def chunks(frames: AsyncIterator[bytes], seconds_max: float | None = None) -> AsyncIterator[bytes]:
+    """The `retry` line, then whatever is ready at a time as one chunk: a send costs more than its frames.
+
+    Ends with ``frames``, or after ``seconds_max``.
+    """
     waiting = bytearray(RETRY)
     news = asyncio.Event()
     room = asyncio.Event()
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
+        news.set()
 
     async def gather() -> None:
         try:
@@ -140,6 +151,7 @@ async def chunks(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
     task = asyncio.create_task(gather())
     task.add_done_callback(gathered)
+    timer = None if seconds_max is None else asyncio.get_running_loop().call_later(seconds_max, end)
     try:
         while True:
             if waiting:
@@ -150,10 +162,14 @@ async def chunks(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             elif task.done():
                 await task
                 return
+            elif is_over:
+                return
             else:
                 news.clear()
                 await news.wait()
     finally:
+        if timer is not None:
+            timer.cancel()
         task.cancel()
         await asyncio.wait((task,))
 

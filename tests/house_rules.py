@@ -187,6 +187,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.hosts": frozenset(
                 {
                     "actors.agents.home",
+                    "actors.heap",
                     "actors.host_config",
                     "actors.ray_cluster",
                     "actors.ray_settings",

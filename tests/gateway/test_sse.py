@@ -33,6 +33,24 @@ def test_frames_that_are_ready_together_are_one_chunk() -> None:
     asyncio.run(scenario())
 
 
+def test_a_stream_whose_time_is_up_ends_properly_and_closes_its_source() -> None:
+    async def scenario() -> None:
+        is_closed = False
+
+        async def frames() -> AsyncGenerator[bytes]:
+            nonlocal is_closed
+            try:
+                yield b"one"
+                await asyncio.Event().wait()
+            finally:
+                is_closed = True
+
+        assert [chunk async for chunk in chunks(frames(), 0.05)] == [RETRY, b"one"]
+        assert is_closed
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_is_raised_behind_the_frames_before_it() -> None:
     async def scenario() -> None:
         async def frames() -> AsyncGenerator[bytes]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from gateway.envelopes import Envelope, Fault
 from gateway.settings import Settings
+from gateway.timestamps import utc_second
 from projections.execution_summary import ExecutionRow
 from runtime.events import BlobRef
 from runtime.evolution import begin, evolve
@@ -65,7 +65,7 @@ def row_status(row: ExecutionRow) -> Status:
 
 def shown_time(micros: int) -> str:
     """``2026-01-15T10:30:00``: UTC, no zone, no fraction."""
-    return f"{datetime.fromtimestamp(micros // SECOND, UTC):%Y-%m-%dT%H:%M:%S}"
+    return utc_second(micros // SECOND)
 
 
 def one_line(text: str) -> str:

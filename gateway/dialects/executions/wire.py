@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import msgspec
+
+from gateway.timestamps import utc_second
 
 STATUSES: Mapping[str, str] = {
     "queued": "PENDING",
@@ -26,13 +26,7 @@ STATUSES: Mapping[str, str] = {
 def iso(micros: int) -> str:
     """``2025-09-14T04:33:48.102Z``: UTC, milliseconds."""
     seconds, rest = divmod(micros, 1_000_000)
-    return f"{_second(seconds)}.{rest // 1000:03d}Z"
-
-
-@lru_cache(maxsize=1_024)
-def _second(seconds: int) -> str:
-    # Kept: most times of one moment's answers lie in few seconds, and strftime is slow.
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+    return f"{utc_second(seconds)}.{rest // 1000:03d}Z"
 
 
 def shown_output(text: bytes) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -11,6 +10,7 @@ from starlette.responses import Response
 
 from gateway.call import Call
 from gateway.envelopes import Envelope, Fault, Problem
+from gateway.timestamps import utc_second
 
 SOURCE = "external"
 PREFIX = "/api/external"
@@ -232,7 +232,7 @@ def _whole(call: Call, name: str, default: int, most: int, broken: list[tuple[st
 def iso(micros: int) -> str:
     """``2023-10-27T10:00:00.000Z``."""
     seconds, rest = divmod(micros, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:03d}Z"
+    return f"{utc_second(seconds)}.{rest // 1000:03d}Z"
 
 
 def success(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -11,7 +11,6 @@ by its Idempotency-Key has the same id, finds its own claim and goes on.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +48,7 @@ async def prompt(call: Call) -> Response:
         given = parsed(call, body, Prompt)
         if not given.prompt and given.request is None:
             raise Problem("bad_value", "Either 'prompt' or 'request' must be provided.")
-        await asyncio.to_thread(_check_state, call, kept, execution_id)
+        await call.gateway.hops.run(_check_state, call, kept, execution_id)
         spec, agent_id = await _spec(call, kept, given)
         claimed = await _claim(call, kept, execution_id)
         await _start(call, claimed, spec, agent_id, execution_id)

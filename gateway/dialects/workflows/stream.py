@@ -46,6 +46,9 @@ from gateway.run_stream import follow_subject
 from gateway.sse import EventStream, frame, last_event_id
 
 KEEP_ALIVE = "keepalive"
+STREAM_SECONDS_MAX = 3_600.0
+"""How long a stream stays open (contract 3.8); the client may resume."""
+
 FRAMES_EACH = 2
 """Frames of one happening, at most: a violation is logged, and told by itself."""
 
@@ -80,7 +83,7 @@ async def follow(call: Call) -> Response:
                 if told:
                     yield told
 
-    return EventStream(call, frames(), keep_alive=KEEP_ALIVE)
+    return EventStream(call, frames(), keep_alive=KEEP_ALIVE, seconds_max=STREAM_SECONDS_MAX)
 
 
 async def _admit(call: Call) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 from starlette.responses import Response
 
 from gateway.envelopes import Envelope, Fault
+from gateway.timestamps import utc_second
 from projections.execution_summary import ExecutionRow
 
 SOURCE = "workflows"
@@ -35,7 +35,7 @@ def no_content() -> Response:
 def iso(micros: int) -> str:
     """``2026-01-15T10:30:00.123456+00:00``."""
     seconds, rest = divmod(micros, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:06d}+00:00"
+    return f"{utc_second(seconds)}.{rest:06d}+00:00"
 
 
 def iso_or_none(micros: int | None) -> str | None:
