@@ -8,7 +8,6 @@ The message of an error with an HTTP status ends with `` (HTTP <status>)``.
 
 from typing import Any, cast
 
-import aiohttp
 import httpx2
 from pydantic_ai import exceptions as library
 
@@ -77,8 +76,6 @@ def _named(error: BaseException) -> tuple[str, str]:
             return "RateLimited", _provider_message(error)
         case library.ModelAuthenticationError():
             return "ModelAuthenticationError", _provider_message(error)
-        case library.ModelTimeoutError() if (broken := _broken_connection(error)) is not None:
-            return "ModelConnectionError", f"{error.model_name}: {broken}"
         case library.ModelTimeoutError() | library.ModelRequestTimeout() | TimeoutError():
             return "TimeoutError", str(error) or "the model did not answer in time"
         case library.ModelConnectionError():
@@ -93,14 +90,6 @@ def _named(error: BaseException) -> tuple[str, str]:
             return "ModelError", str(error)
         case _:
             return type(error).__name__, str(error) or type(error).__name__
-
-
-def _broken_connection(error: BaseException) -> BaseException | None:
-    """The transport's own error behind a timeout that is none: it calls every lost connection so."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, aiohttp.ClientConnectionError):
-        cause = cause.__cause__
-    return None if isinstance(cause, aiohttp.ServerTimeoutError) else cause
 
 
 def _http_kind(error: library.ModelHTTPError) -> str:
