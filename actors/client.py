@@ -11,6 +11,7 @@ the log instead. A lost, late or repeated batch costs a read, never an event.
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -45,6 +46,9 @@ PAGE_EVENTS_MAX = 500
 INPUT_BYTES_MAX = 32 * 1024
 """Claim check: a larger input goes to the blob store (DESIGN 3)."""
 
+InThread = Callable[..., Awaitable[Any]]
+"""Calls a function in a thread, as ``asyncio.to_thread`` does."""
+
 OpenDedicated = Callable[[str, StartExecution | None], Awaitable[HostLink | None]]
 
 START = Position(0)
@@ -63,8 +67,12 @@ class ExecutionClient:
     Lives on the gateway's event loop. ``links`` may change while hosts come and go.
     """
 
-    def __init__(self, event_log: EventLog, blobs: BlobStore) -> None:
+    def __init__(
+        self, event_log: EventLog, blobs: BlobStore, in_thread: InThread = asyncio.to_thread
+    ) -> None:
+        """``in_thread``: calls the log where it may block."""
         self._log = event_log
+        self._in_thread = in_thread
         self._blobs = blobs
         self._open_dedicated: OpenDedicated | None = None
         self._links: dict[HostName, HostLink] = {}
@@ -154,13 +162,13 @@ class ExecutionClient:
     async def _link_of(self, execution_id: str) -> HostLink:
         if self._is_only:
             return next(iter(self._links.values()))
-        owner = await asyncio.to_thread(self._log.owner_of, execution_id)
+        owner = await self._in_thread(self._log.owner_of, execution_id)
         if owner is None:
             raise NotFound("execution not found")
         link = self._links.get(owner)
         if link is not None:
             return link
-        if self._order and not await asyncio.to_thread(self._log.is_open, execution_id):
+        if self._order and not await self._in_thread(self._log.is_open, execution_id):
             return self._next_link()  # its host has ended since: about what is over any other knows as much
         raise Moved(f"host {owner} is away; its executions are being taken over")
 
@@ -235,7 +243,7 @@ class ExecutionClient:
             return None
 
     async def _page(self, execution_id: str, version: int) -> list[Recorded]:
-        return await asyncio.to_thread(self._log.read, execution_id, version, PAGE_EVENTS_MAX)
+        return await self._in_thread(self._log.read, execution_id, version, PAGE_EVENTS_MAX)
 
 
 async def _live(reader: Reader) -> AsyncIterator[Recorded | Delta]:

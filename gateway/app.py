@@ -207,6 +207,7 @@ def _open(settings: Settings, metrics: Metrics) -> tuple[Gateway, NewKey | None]
         idempotency=Idempotency(store, settings.idempotency_hours),
         reads=Reads(store),
         hops=Hops(threads),
+        log_hops=Hops(threads),
         metrics=metrics,
         egress=EgressGuard(_egress_rules("HELIOGRAPH_CALLBACK_ALLOW", settings.callback_allow)),
     )
@@ -279,7 +280,7 @@ def _close(gateway: Gateway) -> None:
     if gateway.pulse is not None:
         gateway.pulse.close()
     gateway.egress.close()
-    for each in (gateway.reads, gateway.hops, gateway.registry):
+    for each in (gateway.reads, gateway.hops, gateway.log_hops, gateway.registry):
         each.close()
     gateway.log.close()
 

@@ -162,6 +162,7 @@ class Gateway:
     idempotency: Idempotency
     reads: Reads
     hops: Hops
+    log_hops: Hops
     metrics: Metrics
     egress: EgressGuard
     client: Executions | None = None

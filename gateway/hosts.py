@@ -61,7 +61,7 @@ async def connect_ray(gateway: Gateway, on_ready: Callable[[], None]) -> None:
     from actors.supervision import Supervisor
     from actors.worker_pool import PoolSettings
 
-    client = ExecutionClient(gateway.log, gateway.blobs)
+    client = ExecutionClient(gateway.log, gateway.blobs, gateway.log_hops.run)
     supervisor = Supervisor(
         ray,
         HostConfig(

@@ -348,8 +348,7 @@ def _is_unfinished(row: ExecutionRow) -> bool:
 async def _newer(runs: AgentRuns, tenant: str, subject: str, last: ExecutionRow | None) -> list[ExecutionRow]:
     """The runs created after ``last``, oldest first."""
     order = (0, "") if last is None else (last.created_at, last.execution_id)
-    latest = await runs.latest_run(tenant, subject)
-    if latest is None or latest.execution_id == order[1]:
-        return []  # so it is nearly always, and one row is enough to know
-    rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
+    rows = await runs.runs(tenant, subject, 2)
+    if len(rows) == 2 and (rows[1].created_at, rows[1].execution_id) > order:
+        rows = await runs.runs(tenant, subject, RUNS_REPLAYED_MAX)
     return [row for row in reversed(rows) if (row.created_at, row.execution_id) > order]
