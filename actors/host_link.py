@@ -32,7 +32,7 @@ CALLS_AT_ONCE_MAX = 2
 
 BATCH_MESSAGES_MAX = 1_000
 
-ANSWERS_AT_ONCE = 8
+ANSWERS_AT_ONCE = 64
 """Senders that go on in one sweep of the loop: each computes for a while, and text waits for all of them."""
 
 OUTBOX_MESSAGES_MAX = 50_000
