@@ -346,6 +346,7 @@ class HostLink:
             if self._readers:
                 self._spawn(self._watch_again())
         if batch.number == 0:
+            self._dispatch(batch)
             return
         if 0 < self._next_batch < batch.number:
             self._early[batch.number] = batch

@@ -72,12 +72,12 @@ class LeanClient(AsyncOpenAI):
 
 def open_session(url: str, connections_max: int) -> aiohttp.ClientSession:
     """For requests to ``url``, through the proxy that the environment names for it; to be closed."""
-    parts = urlsplit(url)
+    parts, proxies = urlsplit(url), getproxies()
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections_max, ssl=httpx2.create_ssl_context()),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
-        proxy=None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme),
+        proxy=None if proxy_bypass(parts.hostname or "") else proxies.get(parts.scheme) or proxies.get("all"),
     )
 
 
@@ -209,12 +209,12 @@ class JoinedStream:
                     yield event.data
 
     async def _read_out(self) -> None:
-        """A connection can be used again once its answer was read to the end."""
+        """A connection can be used again once its answer was read to the end; the answer is whole without."""
         try:
             async with asyncio.timeout(LAST_BYTES_SECONDS):
                 async for _ in self._response.content.iter_any():
                     continue
-        except TimeoutError:
+        except (TimeoutError, aiohttp.ClientError, OSError):
             self._response.close()
 
     def _chunk(self, data: str) -> ChatCompletionChunk:

@@ -223,6 +223,22 @@ def test_a_broken_connection_is_the_sdks_error_and_no_timeout() -> None:
         assert not isinstance(broken.value, APITimeoutError)
 
 
+def test_a_connection_that_breaks_behind_the_last_event_takes_nothing_from_the_answer() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": "1000000"})
+        await response.prepare(request)
+        await response.write(b"data: " + msgspec.json.encode(text("whole")) + b"\n\ndata: [DONE]\n\n")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def main() -> None:
+        async with endpoint(answer) as url, client_of(url) as client:
+            assert await asked(client) == [text("whole")]
+
+    asyncio.run(main())
+
+
 def test_silence_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
