@@ -399,10 +399,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
         self.send_header("ETag", server.etag)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        # Before the headers are sent: whoever has them may tell this server to cut what comes later.
         if server.cuts and len(body) > server.cut:
             server.cuts -= 1
             body = body[: server.cut]
+        self.end_headers()
         try:
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
