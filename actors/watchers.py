@@ -1,9 +1,8 @@
 """The host's side of the live feed: who watches which execution, and what waits for each gateway.
 
 A gateway polls; a poll answers at once when something waits, else as soon as something happens. Of several
-the first is answered first. At the
-bound everything waiting is dropped and the batch says ``lagged``: readers then fall back to the log, so
-a slow gateway costs bounded memory and nobody misses an event.
+the first is answered first. At the bound everything waiting is dropped and the batch says ``lagged``: readers
+then fall back to the log, so a slow gateway costs bounded memory and nobody misses an event.
 """
 
 import asyncio

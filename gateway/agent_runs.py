@@ -241,7 +241,9 @@ class AgentRuns:
         while len(self._folds) > VIEWS_MAX:
             self._folds.popitem(last=False)
         if fold.version < row.version:
-            recorded = await self._gateway.hops.run(self._gateway.log.read, row.execution_id, fold.version)
+            recorded = await self._gateway.log_hops.run(
+                self._gateway.log.read, row.execution_id, fold.version
+            )
             for each in recorded:
                 event = await whole_event(self._gateway, each)
                 if each.originator_version == fold.version + 1:  # another reader may have been faster
