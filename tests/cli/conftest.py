@@ -39,7 +39,7 @@ nodes:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def flow_files(sandbox: Sandbox) -> Iterator[Path]:
     folder = sandbox.root / "flow-files"
     folder.mkdir()
@@ -58,7 +58,7 @@ def folder(sandbox: Sandbox) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(sandbox: Sandbox, flow_files: Path) -> Iterator[Served]:
     server = Served(sandbox.root / "cli", {"HELIOGRAPH_FILES_ROOT": str(flow_files)})
     try:

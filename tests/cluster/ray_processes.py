@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -31,12 +32,14 @@ _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class RayProcesses:
-    """``environment``: of every node beside what Ray needs, e.g. the keys of an object store."""
+    """``node_types``: what the autoscaler may start, by name; there is no autoscaler without any.
+    ``environment``: of every node beside what Ray needs, e.g. the keys of an object store."""
 
     def __init__(self, folder: Path, node_types: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         self._folder = folder
         self._port = _free_port()
         self._sessions: dict[str, subprocess.Popen[bytes]] = {}
+        self._names: dict[str, str] = {}
         self._environment = {
             **os.environ,
             _LOOPBACK: "0",
@@ -46,9 +49,10 @@ class RayProcesses:
             "RAY_enable_worker_prestart": "0",
             **environment,
         }
-        self._autoscaling = folder / "autoscaling.json"
+        self._autoscaling = [str(folder / "autoscaling.json")] if node_types else []
         folder.mkdir(parents=True)
-        self._autoscaling.write_text(json.dumps(self._autoscaler(node_types)))
+        for path in self._autoscaling:
+            Path(path).write_text(json.dumps(self._autoscaler(node_types)))
 
     @property
     def address(self) -> str:
@@ -63,17 +67,25 @@ class RayProcesses:
         """Start the head, or start it again: its state lies on disk."""
         self._start(
             "head",
-            ["head", str(self._port), str(self._folder / "ray"), "0", str(self._autoscaling)],
+            ["head", str(self._port), str(self._folder / "ray"), "0", *self._autoscaling],
+            HEAD_ID,
             RAY_FAKE_CLUSTER="1",
             AUTOSCALER_UPDATE_INTERVAL_S="1",
             RAY_CLOUD_INSTANCE_ID=HEAD_ID,
-            RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID,
             RAY_gcs_storage="rocksdb",
             RAY_gcs_storage_path=str(self._folder / "state"),
         )
 
     def start_node(self, name: str, cpus: int) -> None:
-        self._start(name, ["node", self.address, str(cpus)])
+        self._start(name, ["node", self.address, str(cpus)], secrets.token_hex(len(HEAD_ID) // 2))
+
+    def name_of(self, node_id: str) -> str:
+        """The name a node was started with, by Ray's id of it."""
+        return self._names[node_id]
+
+    def processes(self, node_id: str) -> list[psutil.Process]:
+        """All of a node's, hosts and workers included."""
+        return _session(self._sessions[self.name_of(node_id)].pid)
 
     def kill(self, name: str) -> None:
         """`kill -9` of every process of the node, as when its machine loses power."""
@@ -93,12 +105,17 @@ class RayProcesses:
                 one.kill()
             psutil.wait_procs(left, timeout=1)
 
-    def _start(self, name: str, arguments: list[str], **environment: str) -> None:
+    def _start(self, name: str, arguments: list[str], node_id: str, **environment: str) -> None:
+        self._names[node_id] = name
         output = self._folder / f"{name}.out"
         with output.open("wb") as log:
             self._sessions[name] = subprocess.Popen(
                 [sys.executable, "-m", ray_node.__name__, *arguments],
-                env={**self._environment, **environment},
+                env={
+                    **self._environment,
+                    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id,
+                    **environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

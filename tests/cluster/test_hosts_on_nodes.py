@@ -24,7 +24,8 @@ import pytest
 from runtime.events import Recovered
 from runtime.verification import pages, verify
 from tests.cluster.gate import Gate, open_gate
-from tests.cluster.machines import JoinedGateway, Machines, machines
+from tests.cluster.machines import JoinedGateway, host_on, machines
+from tests.cluster.ray_processes import RayProcesses
 from tests.contracts.live_server import flow, poll
 from tests.sandbox import Sandbox
 
@@ -52,7 +53,7 @@ TERMINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 
 @dataclass
 class World:
-    machines: Machines
+    cluster: RayProcesses
     one: JoinedGateway
     two: JoinedGateway
     gate: Gate
@@ -87,7 +88,7 @@ def world(sandbox: Sandbox, module_postgres_url: str) -> Iterator[World]:
         "keep_alive_seconds": "0.3",
     }
     with open_gate() as gate, machines(sandbox, nodes=2, cpus=2) as found:
-        store = (found.address, module_postgres_url, folder / "blobs")
+        store = (found, module_postgres_url, folder / "blobs")
         one = JoinedGateway(folder / "one", *store, **settings)
         two = JoinedGateway(folder / "two", *store, **settings)
         try:
@@ -234,7 +235,7 @@ def test_a_stopped_host_is_replaced_and_held_off_when_it_wakes(world: World) -> 
     world.settled(2)
     world.gate.hold("/frozen")
     name, node = sorted(world.nodes().items())[0]
-    frozen = world.machines.host_on(node)
+    frozen = host_on(world.cluster, node)
     with world.one.client() as client:
         ids = start(client, "frozen", 4)
         until(lambda: world.gate.called("/frozen") == 4, "they did not begin")
@@ -341,7 +342,7 @@ def test_executions_of_a_lost_node_go_on_elsewhere_before_ray_has_noticed(world:
         held = [i for i, owner in owners(world.one, [*waiting, *running]).items() if owner == name]
         assert len(held) == 4
         lost_at = time.time()
-        world.machines.kill(node)
+        world.cluster.kill(world.cluster.name_of(node))
         until(lambda: name not in owners(world.one, held).values(), "nobody took them over")
         known = [one for one in world.two.overview()["nodes"] if one["id"] == node]
         assert known, "a node that Ray calls dead and that has no host is not shown"

@@ -10,7 +10,7 @@ from tests.contracts.live_server import LiveServer
 from tests.sandbox import Sandbox
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live_server(sandbox: Sandbox) -> Iterator[LiveServer]:
     """One server for all contracts; its intervals are short, so that tests can wait for them."""
     server = LiveServer(

@@ -110,6 +110,12 @@ class InlineHost:
                 if self._states[execution_id].version == version and len(spoken) == told:
                     await asyncio.wait_for(self._news.wait(), 20)
 
+    async def until_started(self, count: int) -> str:
+        """Wait until ``count`` executions are recorded; the id of the last one."""
+        async with asyncio.timeout(20), self._news:
+            await self._news.wait_for(lambda: len(self._states) >= count)
+            return list(self._states)[-1]
+
     async def until_heard(self, execution_id: str, count: int) -> None:
         """Wait until readers took ``count`` pieces of text and came back for more."""
         async with asyncio.timeout(20), self._news:

@@ -13,7 +13,7 @@ from tests.contracts.live_server import LiveServer
 OTHER_TENANT = "b"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(live_server: LiveServer) -> LiveServer:
     live_server.publish(*ALL)
     live_server.publish({**LONG, "id": "theirs"}, {**MY_ABILITY, "id": "their-ability"}, tenant=OTHER_TENANT)

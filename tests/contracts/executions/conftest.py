@@ -11,7 +11,7 @@ from tests.contracts.executions.flows import ALL
 from tests.contracts.live_server import LiveServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(live_server: LiveServer) -> LiveServer:
     live_server.publish(*ALL)
     return live_server

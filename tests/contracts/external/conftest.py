@@ -27,7 +27,7 @@ def models(running_model_server: ModelServer) -> ModelServer:
     return running_model_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(sandbox: Sandbox, running_model_server: ModelServer) -> Iterator[LiveServer]:
     """One for all scenarios of this contract, restarts excepted."""
     started = LiveServer(sandbox.root / "external", **settings_for(running_model_server))

@@ -37,14 +37,6 @@ async def an_agent(app: Running) -> str:
     return (await made(app, "/api/agents", {"name": "Waits", "system_prompt": "x"}))["id"]
 
 
-async def until_started(app: Running, count: int) -> str:
-    async with asyncio.timeout(20):
-        while True:
-            if len(app.host.started) >= count:
-                return app.host.started[-1]
-            await asyncio.sleep(0.01)
-
-
 def test_an_analysis_that_takes_too_long_keeps_the_old_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 5.3: 408."""
     monkeypatch.setattr(analysis, "ANALYSIS_SECONDS", 0.1)
@@ -68,7 +60,7 @@ def test_a_turn_waits_for_the_one_before_and_then_is_refused(monkeypatch: pytest
             agent_id = await an_agent(app)
             url = f"{PREFIX}/agents/{agent_id}/chat"
             first = asyncio.create_task(app.client.post(url, json={"message": "one"}))
-            turn_id = await until_started(app, 1)
+            turn_id = await app.host.until_started(1)
             monkeypatch.setattr(chat, "WAIT_SECONDS", 0.1)
             # A new conversation has the id of its first turn.
             body = {"message": "two", "conversationId": turn_id}
@@ -90,7 +82,7 @@ def test_a_turn_of_another_gateway_holds_the_conversation_too(monkeypatch: pytes
             agent_id = await an_agent(app)
             url = f"{PREFIX}/agents/{agent_id}/chat"
             first = asyncio.create_task(app.client.post(url, json={"message": "one"}))
-            conversation_id = await until_started(app, 1)
+            conversation_id = await app.host.until_started(1)
             await app.host.send(conversation_id, TimeOut(at=app.gateway.clock()))
             await first
 
@@ -108,7 +100,7 @@ def test_a_turn_of_another_gateway_holds_the_conversation_too(monkeypatch: pytes
             assert (refused.status_code, refused.json()["error"]) == (409, "CONVERSATION_BUSY")
             await claim(app.gateway.clock() - runs.CLAIM_SECONDS * SECOND)
             second = asyncio.create_task(app.client.post(url, json=body))
-            await app.host.send(await until_started(app, 2), TimeOut(at=app.gateway.clock()))
+            await app.host.send(await app.host.until_started(2), TimeOut(at=app.gateway.clock()))
             assert (await second).status_code == 408
 
     asyncio.run(story())

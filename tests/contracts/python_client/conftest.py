@@ -47,7 +47,7 @@ FLOWS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def python_server(live_server: LiveServer) -> LiveServer:
     live_server.publish(*FLOWS)
     with Client(live_server.url, live_server.first_key) as client:
@@ -62,7 +62,7 @@ def python_server(live_server: LiveServer) -> LiveServer:
     return live_server
 
 
-@pytest.fixture(scope="session", params=["blocking", "asynchronous"])
+@pytest.fixture(scope="package", params=["blocking", "asynchronous"])
 def client(request: pytest.FixtureRequest, python_server: LiveServer) -> Iterator[Client]:
     """The blocking client, and the asynchronous one in its clothes."""
     if request.param == "blocking":

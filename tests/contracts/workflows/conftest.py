@@ -20,7 +20,7 @@ __all__ = ["model_server", "running_model_server"]
 MODEL = "scripted"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(sandbox: Sandbox, running_model_server: ModelServer) -> Iterator[LiveServer]:
     """One for all workflows scenarios. Its streams fall silent soon, so that a test can wait for it."""
     started = LiveServer(
