@@ -9,19 +9,14 @@ beside a node that waits for it on the same machine.
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
-import time
-from typing import Any, cast
+from typing import Any
 
-from ray._private import services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 READY = "the node is up"
-ANSWERS_SECONDS = 30.0
-HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
@@ -35,24 +30,7 @@ def head(port: str, temp_dir: str, cpus: str, autoscaling_config: str = "") -> N
         "num_cpus": int(cpus),
         "include_dashboard": False,
     }
-    started = Node(_params(options), head=True, shutdown_at_exit=False, spawn_reaper=False)
-    _wait_until_it_answers(started)
-    return started
-
-
-def _wait_until_it_answers(head: Node) -> None:
-    """A head that is started again has the id of the one before, whose record stands until it registers:
-    whoever joins meanwhile asks a raylet that is dead, and Ray ends the process that does."""
-    deadline = time.monotonic() + ANSWERS_SECONDS
-    while True:
-        record = cast("dict[str, Any]", services.get_node(head.gcs_address, head.node_id))
-        try:
-            socket.create_connection((HOST, record["node_manager_port"]), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
+    return Node(_params(options), head=True, shutdown_at_exit=False, spawn_reaper=False)
 
 
 def node(address: str, cpus: str) -> Node:
@@ -67,7 +45,7 @@ def node(address: str, cpus: str) -> Node:
 
 def _params(options: dict[str, Any]) -> RayParams:
     everywhere: dict[str, Any] = {
-        "node_ip_address": HOST,
+        "node_ip_address": "127.0.0.1",
         "object_store_memory": OBJECT_STORE_BYTES,
         "min_worker_port": 0,
         "max_worker_port": 0,

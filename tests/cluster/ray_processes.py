@@ -64,11 +64,19 @@ class RayProcesses:
         return {name: self._environment[name] for name in (_LOOPBACK, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
 
     def start_head(self) -> None:
-        """Start the head, or start it again: its state lies on disk."""
+        """Start the head, or start it again: its state lies on disk, and it is another node then. The
+        autoscaler does not come back: Ray's fake provider knows one id of a head only."""
+        is_first = "head" not in self._names.values()
         self._start(
             "head",
-            ["head", str(self._port), str(self._folder / "ray"), "0", *self._autoscaling],
-            HEAD_ID,
+            [
+                "head",
+                str(self._port),
+                str(self._folder / "ray"),
+                "0",
+                *(self._autoscaling if is_first else ()),
+            ],
+            HEAD_ID if is_first else secrets.token_hex(len(HEAD_ID) // 2),
             RAY_FAKE_CLUSTER="1",
             AUTOSCALER_UPDATE_INTERVAL_S="1",
             RAY_CLOUD_INSTANCE_ID=HEAD_ID,
