@@ -49,6 +49,7 @@ FIGURES: dict[str, Measure] = {
     "batch": batch,
     "wide_map": wide_map,
     "agents": agents.agents,
+    "agents_library": agents.library,
     "agents_idle": agents.conversations,
     "agents_kill": agents.agents_kill,
     "log_growth": log_growth,

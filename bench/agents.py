@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any, NamedTuple, cast
 
-from bench import progress
+import msgspec
+
+from bench import library_agents, progress
 from bench.agent_flows import AGENT_RUN, DELTAS, QUICK, RUN_SECONDS, SCRIPT, TOOL
 from bench.generator import generator
+from bench.library_agents import LibraryRuns
 from bench.load_agents import AgentRuns
 from bench.model_server import Exchange, model_server
 from bench.processes import SERVER_ROLES, STORE, cpu_between, pss_by_role
 from bench.report import Figure, figure, percentile
-from bench.server import Installation, StoreKind, installation
+from bench.server import ROOT, Installation, ServerFault, StoreKind, installation
 from runtime import verification
 from runtime.event_log import EventLog
 from runtime.events import TERMINAL_EVENTS, MessageRecorded
@@ -120,6 +124,60 @@ async def _runs(installed: Installation, name: str, what: str, flow: str) -> lis
             better="lower",
         ),
     ]
+
+
+# --- the same runs by the model library alone ------------------------------------------------------------
+
+
+async def library(store: StoreKind) -> list[Figure]:
+    """For comparison: what is reached on this machine without durability, a server or readers elsewhere."""
+    async with installation(store) as installed, model_server(installed, SCRIPT) as models:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            library_agents.__name__,
+            *(models.url, str(RUNS), str(WARM_UP)),
+            cwd=ROOT,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(SECONDS_MAX):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise ServerFault(f"the library's runs ended with {process.returncode}")
+        done = msgspec.json.decode(output, type=LibraryRuns)
+    what = f"{RUNS} runs at once by the model library alone, in one process"
+    figures = [
+        figure(
+            "library_wall",
+            f"{what}, as a multiple of what the model itself takes for one",
+            [done.wall_seconds / RUN_SECONDS],
+            "times",
+            better="lower",
+            wall_seconds=done.wall_seconds,
+        ),
+        *(
+            figure(
+                f"library_delta_p{round(share * 100)}",
+                f"{what}: delta sent by the model to delta in that process, p{round(share * 100)}",
+                [percentile(done.delta_ms or [SECONDS_MAX * 1e3], share)],
+                "ms",
+                better="lower",
+                deltas_timed=len(done.delta_ms),
+            )
+            for share in (0.5, 0.99)
+        ),
+        figure(
+            "library_run_cpu", f"CPU of one of {what}", [done.cpu_seconds / RUNS * 1e3], "ms", better="lower"
+        ),
+    ]
+    progress.show(figures)
+    return figures
 
 
 # --- idle conversations ---------------------------------------------------------------------------------
