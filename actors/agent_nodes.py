@@ -4,6 +4,7 @@ The loop's libraries take a second and 70 MB, so they are imported with the firs
 """
 
 import asyncio
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ from runtime.state import ExecutionState, NodeState, item_prefix
 
 if TYPE_CHECKING:
     from actors.agents.service import AgentService
+
+SWITCH_SECONDS = 0.001
+"""How long another thread of the host waits for the interpreter while the loop runs Python. With the usual 5 ms
+the commit's thread and Ray's, which carry on what the loop began, waited that long at every step beside a loop
+that is busy with agents: the 99th percentile of text was 110 ms, and is 58 now."""
 
 
 class AgentNodes:
@@ -106,4 +112,5 @@ class AgentNodes:
 def _import_loop() -> ModuleType:
     module = import_module("actors.agents.service")
     settle()
+    sys.setswitchinterval(SWITCH_SECONDS)
     return module
