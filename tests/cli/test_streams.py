@@ -11,6 +11,7 @@ from gateway.cli.connection import Event, Server
 from gateway.cli.failures import CliFailure
 from gateway.client.procedures import RECONNECTS_MAX
 from gateway.target import Target
+from tests.pauses import counted
 
 
 class Stream:
@@ -32,9 +33,7 @@ class Stream:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    made: list[float] = []
-    monkeypatch.setattr("time.sleep", made.append)
-    return made
+    return counted(monkeypatch)
 
 
 def followed(stream: Stream, *, has_end: bool = True) -> Iterator[Event]:

@@ -15,6 +15,7 @@ from gateway.client import AsyncClient, Client, Overloaded, Refused, Unreachable
 from gateway.client.calls import start
 from gateway.client.procedures import ask
 from gateway.client.steps import Send
+from tests.pauses import counted
 
 URL = "http://server.test"
 ID = "0198c2f4-7d1e-7b3a-9c55-0242ac120002"
@@ -48,15 +49,7 @@ class Stage:
 
     def __init__(self, is_blocking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         self._is_blocking = is_blocking
-        self.paused: list[float] = []
-        yield_once = asyncio.sleep
-
-        async def no_sleep(seconds: float) -> None:
-            self.paused.append(seconds)
-            await yield_once(0)
-
-        monkeypatch.setattr("time.sleep", self.paused.append)
-        monkeypatch.setattr("asyncio.sleep", no_sleep)
+        self.paused = counted(monkeypatch)
 
     def __call__(self, make: Callable[[Any], Any], script: Script) -> Any:
         """What ``make(client)`` gives at last: an answer, what a coroutine returns, a list of what comes."""
