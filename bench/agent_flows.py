@@ -14,6 +14,8 @@ DELTAS = ANSWERS * ANSWER_DELTAS
 SENT = "{sent_ns} "
 """A delta is the moment of its sending, so that whoever gets it knows how long it was on its way."""
 
+SYSTEM_PROMPT = "You are measured."
+
 TOOL: dict[str, Any] = {"kind": "python", "function": "bench.steps:pass_on"}
 
 AGENT_RUN: dict[str, Any] = {

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import Any, NamedTuple, cast
 
-import msgspec
-
-from bench import library_agents, progress
-from bench.agent_flows import AGENT_RUN, DELTAS, QUICK, RUN_SECONDS, SCRIPT, TOOL
+from bench import progress
+from bench.agent_flows import AGENT_RUN, DELTAS, QUICK, RUN_SECONDS, SCRIPT, SYSTEM_PROMPT, TOOL
 from bench.generator import generator
-from bench.library_agents import LibraryRuns
-from bench.load_agents import AgentRuns
+from bench.load_agents import AgentRuns, LibraryRuns
 from bench.model_server import Exchange, model_server
 from bench.processes import SERVER_ROLES, STORE, cpu_between, pss_by_role
 from bench.report import Figure, figure, percentile
-from bench.server import ROOT, Installation, ServerFault, StoreKind, installation
+from bench.server import Installation, StoreKind, installation
 from runtime import verification
 from runtime.event_log import EventLog
 from runtime.events import TERMINAL_EVENTS, MessageRecorded
@@ -43,7 +39,7 @@ are in all parts of their calls."""
 
 WATCHERS = 8
 
-AGENT: dict[str, Any] = {"name": "bench", "system_prompt": "You are measured.", "tool_definitions": [TOOL]}
+AGENT: dict[str, Any] = {"name": "bench", "system_prompt": SYSTEM_PROMPT, "tool_definitions": [TOOL]}
 
 _TERMINAL = frozenset(event.TOPIC for event in TERMINAL_EVENTS)
 
@@ -87,19 +83,12 @@ async def _runs(installed: Installation, name: str, what: str, flow: str) -> lis
             run_seconds_p50=round(percentile(done.run_seconds, 0.5), 3),
             accept_ms_p50=round(percentile(done.accept_ms, 0.5), 1),
         ),
-        *(
-            figure(
-                f"{name}_delta_p{round(share * 100)}",
-                f"{RUNS} {what} at once: delta sent by the model to delta received by the client,"
-                f" p{round(share * 100)}",
-                [percentile(done.delta_ms or [SECONDS_MAX * 1e3], share)],
-                "ms",
-                goal=goal,
-                better="lower",
-                deltas_timed=len(done.delta_ms),
-                deltas_sent_before_their_stream_was_open=done.early,
-            )
-            for share, goal in ((0.5, DELTA_P50_MS_MAX), (0.99, DELTA_P99_MS_MAX))
+        *_delta_figures(
+            name,
+            f"{RUNS} {what} at once: delta sent by the model to delta received by the client",
+            done.delta_ms,
+            (DELTA_P50_MS_MAX, DELTA_P99_MS_MAX),
+            deltas_sent_before_their_stream_was_open=done.early,
         ),
         figure(
             f"{name}_deltas_lost",
@@ -126,31 +115,35 @@ async def _runs(installed: Installation, name: str, what: str, flow: str) -> lis
     ]
 
 
+def _delta_figures(
+    name: str, what: str, delta_ms: list[float], goals: tuple[float | None, float | None], **more: Any
+) -> list[Figure]:
+    return [
+        figure(
+            f"{name}_delta_p{round(share * 100)}",
+            f"{what}, p{round(share * 100)}",
+            [percentile(delta_ms or [SECONDS_MAX * 1e3], share)],
+            "ms",
+            goal=goal,
+            better="lower",
+            deltas_timed=len(delta_ms),
+            **more,
+        )
+        for share, goal in zip((0.5, 0.99), goals, strict=True)
+    ]
+
+
 # --- the same runs by the model library alone ------------------------------------------------------------
 
 
 async def library(store: StoreKind) -> list[Figure]:
     """For comparison: what is reached on this machine without durability, a server or readers elsewhere."""
-    async with installation(store) as installed, model_server(installed, SCRIPT) as models:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            library_agents.__name__,
-            *(models.url, str(RUNS), str(WARM_UP)),
-            cwd=ROOT,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(SECONDS_MAX):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise ServerFault(f"the library's runs ended with {process.returncode}")
-        done = msgspec.json.decode(output, type=LibraryRuns)
+    async with (
+        installation(store) as installed,
+        model_server(installed, SCRIPT) as models,
+        generator(installed, "library_runs", url=models.url, runs=RUNS, warm_up=WARM_UP) as load,
+    ):
+        done: LibraryRuns = await load.result(LibraryRuns, SECONDS_MAX)
     what = f"{RUNS} runs at once by the model library alone, in one process"
     figures = [
         figure(
@@ -161,16 +154,11 @@ async def library(store: StoreKind) -> list[Figure]:
             better="lower",
             wall_seconds=done.wall_seconds,
         ),
-        *(
-            figure(
-                f"library_delta_p{round(share * 100)}",
-                f"{what}: delta sent by the model to delta in that process, p{round(share * 100)}",
-                [percentile(done.delta_ms or [SECONDS_MAX * 1e3], share)],
-                "ms",
-                better="lower",
-                deltas_timed=len(done.delta_ms),
-            )
-            for share in (0.5, 0.99)
+        *_delta_figures(
+            "library",
+            f"{what}: delta sent by the model to delta in that process",
+            done.delta_ms,
+            (None, None),
         ),
         figure(
             "library_run_cpu", f"CPU of one of {what}", [done.cpu_seconds / RUNS * 1e3], "ms", better="lower"

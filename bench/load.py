@@ -34,6 +34,13 @@ from bench.load_session import LoadFault, Session
 
 Work = Callable[..., Awaitable[Any]]
 
+
+async def _library_runs(session: Session, **parameters: Any) -> Any:
+    from bench import load_library  # the library takes a second and 70 MB, which no other work needs
+
+    return await load_library.run(session, **parameters)
+
+
 WORK: dict[str, Work] = {
     "closed_loop": load_closed_loop.run,
     "start_and_follow": load_start_and_follow.run,
@@ -43,6 +50,7 @@ WORK: dict[str, Work] = {
     "see_end": load_see_end.run,
     "fan_out": load_fan_out.run,
     "agent_runs": load_agents.run,
+    "library_runs": _library_runs,
     "start_some": load_start_some.run,
     "chat": load_chat.run,
 }

@@ -35,6 +35,14 @@ class AgentRuns(msgspec.Struct):
     ended: dict[str, int]
 
 
+class LibraryRuns(msgspec.Struct):
+    """The same by the model library alone. ``cpu_seconds``: of its process, first start to last end."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    delta_ms: list[float]
+
+
 class Reader:
     """One run's text as it arrives."""
 

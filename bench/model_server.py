@@ -17,6 +17,7 @@ READY_LINE = "model server on "
 START_SECONDS_MAX = 30.0
 JOURNAL_SECONDS_MAX = 60.0
 MODEL = "scripted"
+KEY = "sk-bench"
 
 Script = Sequence[Mapping[str, Any]]
 """Rules as `tests.model_server.script` reads them."""
@@ -62,7 +63,7 @@ async def model_server(installed: Installation, script: Script) -> AsyncGenerato
         installed.settings |= {
             "HELIOGRAPH_MODEL": MODEL,
             "HELIOGRAPH_MODEL_URL": url,
-            "HELIOGRAPH_MODEL_KEY": "sk-bench",
+            "HELIOGRAPH_MODEL_KEY": KEY,
         }
         yield ModelServer(url)
     finally:
