@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    """Name failures as they happen."""
     if session.config.pluginmanager.has_plugin("terminalreporter"):  # this is the process that prints
         session.config.pluginmanager.register(_FailuresAtOnce(session.config))
 

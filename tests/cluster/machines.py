@@ -6,7 +6,7 @@ The head has no CPUs, as in the cluster file of the distribution. Everything sta
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -78,6 +78,3 @@ class JoinedGateway(LiveServer):
         """Hosts in one of the states (running without any), by name."""
         wanted = states or ("running",)
         return {host["name"]: host for host in self.overview()["hosts"] if host["state"] in wanted}
-
-
-Holds = Callable[[], bool]

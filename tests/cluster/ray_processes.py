@@ -49,10 +49,12 @@ class RayProcesses:
             "RAY_enable_worker_prestart": "0",
             **environment,
         }
-        self._autoscaling = [str(folder / "autoscaling.json")] if node_types else []
+        self._autoscaling: tuple[str, ...] = ()
         folder.mkdir(parents=True)
-        for path in self._autoscaling:
-            Path(path).write_text(json.dumps(self._autoscaler(node_types)))
+        if node_types:
+            autoscaling = folder / "autoscaling.json"
+            autoscaling.write_text(json.dumps(self._autoscaler(node_types)))
+            self._autoscaling = (str(autoscaling),)
 
     @property
     def address(self) -> str:
@@ -66,17 +68,12 @@ class RayProcesses:
     def start_head(self) -> None:
         """Start the head, or start it again: its state lies on disk, and it is another node then. The
         autoscaler does not come back: Ray's fake provider knows one id of a head only."""
-        is_first = "head" not in self._names.values()
+        is_first = HEAD_ID not in self._names
+        autoscaling = self._autoscaling if is_first else ()
         self._start(
             "head",
-            [
-                "head",
-                str(self._port),
-                str(self._folder / "ray"),
-                "0",
-                *(self._autoscaling if is_first else ()),
-            ],
-            HEAD_ID if is_first else secrets.token_hex(len(HEAD_ID) // 2),
+            ["head", str(self._port), str(self._folder / "ray"), "0", *autoscaling],
+            HEAD_ID if is_first else _new_id(),
             RAY_FAKE_CLUSTER="1",
             AUTOSCALER_UPDATE_INTERVAL_S="1",
             RAY_CLOUD_INSTANCE_ID=HEAD_ID,
@@ -85,7 +82,7 @@ class RayProcesses:
         )
 
     def start_node(self, name: str, cpus: int) -> None:
-        self._start(name, ["node", self.address, str(cpus)], secrets.token_hex(len(HEAD_ID) // 2))
+        self._start(name, ["node", self.address, str(cpus)], _new_id())
 
     def name_of(self, node_id: str) -> str:
         """The name a node was started with, by Ray's id of it."""
@@ -119,11 +116,7 @@ class RayProcesses:
         with output.open("wb") as log:
             self._sessions[name] = subprocess.Popen(
                 [sys.executable, "-m", ray_node.__name__, *arguments],
-                env={
-                    **self._environment,
-                    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id,
-                    **environment,
-                },
+                env={**self._environment, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -176,6 +169,10 @@ class RayProcesses:
                 **node_types,
             },
         }
+
+
+def _new_id() -> str:
+    return secrets.token_hex(len(HEAD_ID) // 2)
 
 
 def _session(leader: int) -> list[psutil.Process]:
