@@ -457,21 +457,22 @@ class WorkerPool:
         reply = _send(worker.actor.run, number, calls, self.objects.mentioned(calls))
         retire = ""
         try:
-            if len(batch) > 1:
-                batch = await self._share(worker, number, batch, reply)
-            if len(batch) == 1 and not await self._within_time(batch[0], reply, began):
-                retire = await self._stop(worker, number, batch[0], reply)
-            else:
-                told = step_call.decode_reply(await reply)
-                self.objects.take(told.held, worker.actor)
-                retire = self._settle(batch, told)
-        except RayError as error:
-            await self._discard(worker)
-            if len(batch) == 1:
-                batch[0].settle(await asyncio.to_thread(_crashed, worker.address, error))
-            else:
-                self._requeue(batch, alone=True)
-        except BaseException:  # the pool closes, or has a fault: nobody may wait for ever
+            try:
+                if len(batch) > 1:
+                    batch = await self._share(worker, number, batch, reply)
+                if len(batch) == 1 and not await self._within_time(batch[0], reply, began):
+                    retire = await self._stop(worker, number, batch[0], reply)
+                else:
+                    told = step_call.decode_reply(await reply)
+                    self.objects.take(told.held, worker.actor)
+                    retire = self._settle(batch, told)
+            except RayError as error:
+                await self._discard(worker)
+                if len(batch) == 1:
+                    batch[0].settle(await asyncio.to_thread(_crashed, worker.address, error))
+                else:
+                    self._requeue(batch, alone=True)
+        except BaseException:  # the pool closes (above too), or has a fault: nobody may wait for ever
             for pending in batch:
                 self._refuse(pending)
             raise

@@ -2,14 +2,17 @@
 
 # ruff: noqa: ASYNC110, ASYNC240  # the tests wait for what other processes do
 import asyncio
+import itertools
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
+import ray
 
 from actors.crash_report import is_running
 from actors.step_call import StepCall, StepOutcome, WorkerLimits
@@ -374,6 +377,35 @@ def test_a_closed_pool_refuses_and_ends_what_runs(tmp_path: Path) -> None:
         return pool.workers
 
     assert in_pool(work) == 0
+
+
+def test_a_pool_that_closes_while_it_finds_a_worker_dead_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "mark"
+    found, closed = threading.Event(), threading.Event()
+    kills = itertools.count()
+
+    def kill(actor: Any) -> None:
+        """The closing pool's ends when the step's own has begun, and that one when the pool is closed."""
+        ray.kill(actor)
+        if next(kills) == 0:
+            found.wait(60)
+        else:
+            found.set()
+            closed.wait(60)
+
+    async def work(pool: WorkerPool) -> None:
+        running = asyncio.ensure_future(pool.run(call("ignore_cancel", {"started": str(mark)})))
+        await wait_for(mark, running)
+        await pool.close()
+        closed.set()
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(10):
+                await asyncio.shield(running)
+
+    monkeypatch.setattr("actors.worker_pool._kill", kill)
+    in_pool(work)
 
 
 @pytest.mark.parametrize("function", ["flood", "flood_descriptor"])
