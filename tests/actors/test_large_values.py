@@ -16,14 +16,14 @@ import pyarrow
 import pytest
 
 from actors import step_call, step_context
-from actors.step_call import StepCall, StepOutcome, WorkerLimits
+from actors.step_call import StepOutcome, WorkerLimits
 from actors.step_worker import StepWorker
 from runtime import datasets, values
 from runtime.blob_store import BlobStore
 from runtime.datasets import ItemFailure, Part
 from runtime.events import BlobRef, Json, StepError
 from runtime.expressions import compile_value
-from runtime.ids import ExecutionId, NodeId
+from tests.actors.calls import VALUES, call
 
 pa: Any = pyarrow
 
@@ -45,15 +45,8 @@ def worker(blobs: BlobStore) -> Iterator[StepWorker]:
 
 
 def run(worker: StepWorker, function: str, **arguments: Json) -> StepOutcome:
-    call = StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function=function if ":" in function else f"tests.actors.sample_values:{function}",
-        arguments=arguments,
-    )
-    reply = step_call.decode_reply(worker.run(next(NUMBERS), step_call.encode([call])))
+    given = call(function if ":" in function else f"{VALUES}:{function}", arguments)
+    reply = step_call.decode_reply(worker.run(next(NUMBERS), step_call.encode([given])))
     return reply.outcomes[0]
 
 

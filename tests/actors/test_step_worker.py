@@ -17,9 +17,8 @@ from actors.step_call import BatchReply, StepCall, StepOutcome, WorkerLimits
 from actors.step_worker import StepWorker
 from runtime.blob_store import BlobStore
 from runtime.events import FileDescriptor, StepError, StepLogs
-from runtime.ids import ExecutionId, NodeId
+from tests.actors.calls import STEPS, call
 
-STEPS = "tests.actors.sample_steps"
 BATCHES = itertools.count(100)
 LIMITS = WorkerLimits(output_bytes_max=1_000, log_bytes_max=2_000, grace_seconds=1)
 
@@ -36,18 +35,6 @@ def worker(blobs: BlobStore) -> Iterator[StepWorker]:
         yield worker
     finally:
         worker.close()
-
-
-def call(function: str, arguments: dict[str, Any] | None = None, **others: Any) -> StepCall:
-    return StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=2,
-        key="e1:n1:2",
-        function=function if ":" in function else f"{STEPS}:{function}",
-        arguments=arguments or {},
-        **others,
-    )
 
 
 def run_batch(worker: StepWorker, calls: list[StepCall]) -> BatchReply:
@@ -202,7 +189,7 @@ def test_wrong_arguments_are_an_error(worker: StepWorker) -> None:
 
 
 def test_a_step_knows_who_it_is(worker: StepWorker) -> None:
-    (outcome,) = run_batch(worker, [call("who", index=4)]).outcomes
+    (outcome,) = run_batch(worker, [call("who", attempt=2, key="e1:n1:2", index=4)]).outcomes
     assert outcome.output == {
         "execution_id": "e1",
         "node_id": "n1",

@@ -17,9 +17,9 @@ from actors.step_call import StepCall, StepOutcome, WorkerLimits
 from actors.worker_pool import PoolSettings
 from runtime.blob_store import BlobStore
 from runtime.errors import Overloaded
-from runtime.ids import ExecutionId, NodeId
 from runtime.packages import MEDIA_TYPE, Code, build_package
 from runtime.placement import Resources
+from tests.actors.calls import call
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -85,21 +85,6 @@ def code(blobs: BlobStore, mark: str, version: str) -> Code:
     return Code(package=stored.sha256, requirements=(f"salutation=={version}",))
 
 
-def call(
-    function: str, code: Code | None, arguments: dict[str, Any], resources: Resources | None = None
-) -> StepCall:
-    return StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function=function,
-        arguments=arguments,
-        code=code,
-        resources=resources,
-    )
-
-
 def test_two_flows_with_modules_of_one_name_and_versions_of_one_requirement_run_side_by_side(
     blobs: BlobStore, wheels: Path
 ) -> None:
@@ -107,15 +92,14 @@ def test_two_flows_with_modules_of_one_name_and_versions_of_one_requirement_run_
 
     async def work(pools: EnvironmentPools) -> list[StepOutcome]:
         ada = {"who": "Ada"}
-        plain = "tests.actors.sample_steps:echo"
         return list(
             await asyncio.gather(
-                pools.run(call("shop.hello:greet", one, ada)),
-                pools.run(call("shop.hello:greet", other, ada)),
-                pools.run(call("shop.hello:greet", one, ada, Resources(cpus=0.5))),
-                pools.run(call("shop.hello:greet", None, ada)),
-                pools.run(call(plain, None, {"value": 1})),
-                pools.run(call(plain, one, {"value": 2})),
+                pools.run(call("shop.hello:greet", ada, code=one)),
+                pools.run(call("shop.hello:greet", ada, code=other)),
+                pools.run(call("shop.hello:greet", ada, code=one, resources=Resources(cpus=0.5))),
+                pools.run(call("shop.hello:greet", ada)),
+                pools.run(call("echo", {"value": 1})),
+                pools.run(call("echo", {"value": 2}, code=one)),
             )
         )
 
@@ -139,10 +123,10 @@ def test_an_environment_that_can_not_be_made_fails_its_own_steps_and_says_why(
     async def work(pools: EnvironmentPools) -> list[StepOutcome]:
         return list(
             await asyncio.gather(
-                pools.run(call("shop.hello:greet", unknown, {})),
-                pools.run(call("shop.hello:greet", unknown, {}, Resources(cpus=1))),
-                pools.run(call("shop.hello:greet", lost, {})),
-                pools.run(call("tests.actors.sample_steps:echo", None, {"value": 1})),
+                pools.run(call("shop.hello:greet", code=unknown)),
+                pools.run(call("shop.hello:greet", code=unknown, resources=Resources(cpus=1))),
+                pools.run(call("shop.hello:greet", code=lost)),
+                pools.run(call("echo", {"value": 1})),
             )
         )
 
@@ -193,13 +177,13 @@ def test_an_idle_environment_makes_room_for_another_and_a_busy_one_does_not(
     async def work() -> None:
         Slow.let_go = asyncio.Event()
         pools = EnvironmentPools(SETTINGS, Environments(blobs))
-        busy = asyncio.ensure_future(pools.run(call("f", one, {})))
+        busy = asyncio.ensure_future(pools.run(call("f", code=one)))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="functions of 1 environments are at work"):
-            await pools.run(call("f", other, {}))
+            await pools.run(call("f", code=other))
         Slow.let_go.set()
         await busy
-        await pools.run(call("f", other, {}))
+        await pools.run(call("f", code=other))
         assert pools.environments == (other.environment,)
         await pools.close()
         assert Slow.closed == 3  # the two, and that of the flows without code

@@ -17,8 +17,8 @@ from actors.worker_pool import PoolSettings, WorkerPool
 from runtime import values
 from runtime.blob_store import BlobStore
 from runtime.events import BlobRef, Json
-from runtime.ids import ExecutionId, NodeId
 from runtime.plan import Resources
+from tests.actors.calls import VALUES, call
 
 T = TypeVar("T")
 MIB = 1024 * 1024
@@ -30,15 +30,7 @@ def _ref(data: bytes) -> BlobRef:
 
 
 def _call(function: str, resources: Resources | None = None, **arguments: Json) -> StepCall:
-    return StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function=f"tests.actors.sample_values:{function}",
-        arguments=arguments,
-        resources=resources,
-    )
+    return call(f"{VALUES}:{function}", arguments, resources=resources)
 
 
 def _output(outcome: StepOutcome) -> Any:

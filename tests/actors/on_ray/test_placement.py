@@ -19,15 +19,15 @@ from actors.environment_pools import EnvironmentPools
 from actors.environments import Environments
 from actors.host_config import HostConfig
 from actors.ray_settings import RaySettings
-from actors.step_call import StepCall, StepOutcome, WorkerLimits
+from actors.step_call import StepOutcome, WorkerLimits
 from actors.supervision import Supervisor
 from actors.worker_pool import PoolSettings, WorkerPool
 from runtime import events
 from runtime.blob_store import BlobStore
 from runtime.errors import Overloaded
-from runtime.ids import ExecutionId, NodeId
 from runtime.packages import MEDIA_TYPE, Code, build_package
 from runtime.placement import Resources
+from tests.actors.calls import call
 from tests.actors.household import Desk, Household, cancel, run, start, start_message, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -83,18 +83,6 @@ def in_pool(work: Callable[[WorkerPool], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
-def call(resources: Resources, function: str = "where_am_i", **arguments: Any) -> StepCall:
-    return StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function=f"tests.actors.sample_steps:{function}",
-        arguments=arguments,
-        resources=resources,
-    )
-
-
 def free(resource: str) -> float:
     return float(ray.available_resources().get(resource, 0))
 
@@ -120,7 +108,7 @@ def test_a_step_that_no_node_can_hold_says_what_is_missing_and_starts_when_one_j
 
     async def work(pool: WorkerPool) -> tuple[StepOutcome, list[tuple[str, ...]], int]:
         told = Told()
-        running = asyncio.ensure_future(pool.run(call(wanted), told))
+        running = asyncio.ensure_future(pool.run(call("where_am_i", resources=wanted), told))
         await told.first()
         waiting = pool.unplaceable
         await asyncio.to_thread(cluster.add_node, num_cpus=1, num_gpus=2, labels={"zone": "cellar"})
@@ -152,8 +140,8 @@ def test_parts_of_a_gpu_are_shared_and_busy_is_not_missing(cluster: Any) -> None
         await until(lambda: free("shared") == 1, "the node has joined")
         # Two fit at a time: the third waits, and nothing is missing.
         other = WorkerPool(SETTINGS)
-        runs = [pool.run(call(part, seconds=0.2), told) for _ in range(2)]
-        outcomes = await asyncio.gather(*runs, other.run(call(part), told))
+        runs = [pool.run(call("where_am_i", {"seconds": 0.2}, resources=part), told) for _ in range(2)]
+        outcomes = await asyncio.gather(*runs, other.run(call("where_am_i", resources=part), told))
         await other.close()
         assert [outcome.error for outcome in outcomes] == [None] * 3
         return [outcome.output["gpus"] for outcome in outcomes], told.all
@@ -169,12 +157,12 @@ def test_steps_that_can_not_be_placed_use_up_nobody_elses_turn(cluster: Any) -> 
 
     async def work(pool: WorkerPool) -> Any:
         told = [Told(), Told()]
-        lost = [asyncio.ensure_future(pool.run(call(nowhere), one)) for one in told]
+        lost = [asyncio.ensure_future(pool.run(call("where_am_i", resources=nowhere), one)) for one in told]
         for one in told:
             assert await one.first() == ("1 no_such_thing: no node has any",)
         with pytest.raises(Overloaded, match="can't be placed"):
-            await pool.run(call(nowhere))
-        outcome = await pool.run(call(Resources(cpus=1)))
+            await pool.run(call("where_am_i", resources=nowhere))
+        outcome = await pool.run(call("where_am_i", resources=Resources(cpus=1)))
         for one in lost:
             one.cancel()
         await asyncio.gather(*lost, return_exceptions=True)
@@ -188,13 +176,8 @@ def test_a_package_travels_to_the_machine_that_runs_it(cluster: Any, tmp_path: P
     package = blobs.put_bytes(
         build_package({"far.py": b"from tests.actors.sample_steps import *\n"}), MEDIA_TYPE
     )
-    step = StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function="far:where_am_i",
-        arguments={},
+    step = call(
+        "far:where_am_i",
         code=Code(package=package.sha256),
         resources=Resources(cpus=1, labels={"zone": "abroad"}),
     )

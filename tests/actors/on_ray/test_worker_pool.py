@@ -15,13 +15,13 @@ import pytest
 import ray
 
 from actors.crash_report import is_running
-from actors.step_call import StepCall, StepOutcome, WorkerLimits
+from actors.step_call import StepOutcome, WorkerLimits
 from actors.worker_pool import Durations, PoolSettings, WorkerPool
 from runtime.blob_store import BlobStore
 from runtime.errors import Overloaded, Unavailable
 from runtime.events import StepError
-from runtime.ids import ExecutionId, NodeId
 from runtime.plan import Resources
+from tests.actors.calls import call
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -40,25 +40,6 @@ def in_pool(work: Callable[[WorkerPool], Awaitable[T]], settings: PoolSettings =
             await pool.close()
 
     return asyncio.run(main())
-
-
-def call(
-    function: str,
-    arguments: dict[str, Any] | None = None,
-    *,
-    timeout: float | None = None,
-    resources: Resources | None = None,
-) -> StepCall:
-    return StepCall(
-        execution_id=ExecutionId("e1"),
-        node_id=NodeId("n1"),
-        attempt=1,
-        key="e1:n1:1",
-        function=f"tests.actors.sample_steps:{function}",
-        arguments=arguments or {},
-        timeout_seconds=timeout,
-        resources=resources,
-    )
 
 
 def failure(outcome: StepOutcome) -> StepError:
@@ -246,7 +227,7 @@ def test_an_idle_worker_that_is_killed_costs_nobody_an_attempt() -> None:
 
 def test_an_endless_loop_ends_at_its_timeout_and_shows_where_it_was() -> None:
     async def work(pool: WorkerPool) -> tuple[StepOutcome, StepOutcome]:
-        endless = await pool.run(call("spin", timeout=0.3))
+        endless = await pool.run(call("spin", timeout_seconds=0.3))
         return endless, await pool.run(call("echo", {"value": 1}))
 
     endless, next_one = in_pool(work)
@@ -261,7 +242,7 @@ def test_an_endless_loop_ends_at_its_timeout_and_shows_where_it_was() -> None:
 
 def test_a_function_that_heeds_its_timeout_keeps_its_worker(tmp_path: Path) -> None:
     async def work(pool: WorkerPool) -> tuple[StepOutcome, StepOutcome]:
-        late = await pool.run(call("wait_for_cancel", {"started": str(tmp_path / "m")}, timeout=0.3))
+        late = await pool.run(call("wait_for_cancel", {"started": str(tmp_path / "m")}, timeout_seconds=0.3))
         return late, await pool.run(call("echo", {"value": 1}))
 
     late, next_one = in_pool(work)
@@ -273,7 +254,7 @@ def test_a_function_that_heeds_its_timeout_keeps_its_worker(tmp_path: Path) -> N
 def test_a_call_that_hangs_in_a_batch_holds_up_nobody() -> None:
     async def work(pool: WorkerPool) -> list[StepOutcome]:
         await measured(pool, "spin_if", {"value": 0, "endless": -1})
-        calls = [call("spin_if", {"value": n, "endless": 3}, timeout=1.0) for n in range(12)]
+        calls = [call("spin_if", {"value": n, "endless": 3}, timeout_seconds=1.0) for n in range(12)]
         return list(await asyncio.gather(*(pool.run(one) for one in calls)))
 
     outcomes = in_pool(work, msgspec.structs.replace(SETTINGS, workers_max=1))
@@ -490,7 +471,7 @@ def test_a_task_that_crashes_fails_its_own_attempt() -> None:
 
 def test_a_task_that_hangs_ends_at_its_timeout() -> None:
     async def work(pool: WorkerPool) -> StepOutcome:
-        return await pool.run(call("spin", timeout=0.3, resources=ONE_CPU))
+        return await pool.run(call("spin", timeout_seconds=0.3, resources=ONE_CPU))
 
     outcome = in_pool(work)
     assert failure(outcome).type == "TimeoutError"
