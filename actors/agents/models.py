@@ -6,6 +6,7 @@ rules and environment variables. Any other name goes to the OpenAI-compatible en
 """
 
 import os
+from dataclasses import replace
 
 import aiohttp
 import httpx2
@@ -30,6 +31,8 @@ from actors.agents.lean_client import LeanClient, open_session
 OFFLINE = "offline"
 OFFLINE_LABEL = "[offline model] "
 _MODELS_MAX = 256
+_SCHEMAS_MAX = 1_024
+"""Tools' schemas that a model keeps worked out; at the bound it begins anew."""
 
 NOT_CONFIGURED = (
     "no model is configured: set HELIOGRAPH_MODEL, and HELIOGRAPH_MODEL_URL or HELIOGRAPH_MODEL_KEY"
@@ -111,7 +114,7 @@ class Models:
         )
         # Without a finish reason a stream was cut: only so does a broken answer differ from a short one.
         profile = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)
-        return NamedModel(OpenAIChatModel(name, provider=provider, profile=profile), name)
+        return NamedModel(_ChatModel(name, provider, profile), name)
 
     def _shared_session(self, url: str) -> aiohttp.ClientSession:
         """``url``: the endpoint's, which is one for all models."""
@@ -140,6 +143,32 @@ def _is_provider(name: str) -> bool:
     except ValueError:
         return False  # e.g. the ``qwen2.5:7b`` of a local server
     return True
+
+
+class _ChatModel(OpenAIChatModel):
+    """Works a tool's schema out once: the library walks through all of it for every call."""
+
+    def __init__(self, name: str, provider: Provider[AsyncOpenAI], profile: OpenAIModelProfile) -> None:
+        super().__init__(name, provider=provider, profile=profile)
+        self._worked_out: dict[tuple[bytes, bool | None], ToolDefinition] = {}
+
+    def customize_request_parameters(
+        self, model_request_parameters: ModelRequestParameters
+    ) -> ModelRequestParameters:
+        tools = [self._customized(tool) for tool in model_request_parameters.function_tools]
+        rest = super().customize_request_parameters(replace(model_request_parameters, function_tools=[]))
+        return replace(rest, function_tools=tools)
+
+    def _customized(self, tool: ToolDefinition) -> ToolDefinition:
+        place = msgspec.json.encode(tool.parameters_json_schema), tool.strict
+        known = self._worked_out.get(place)
+        if known is None:
+            alone = ModelRequestParameters(function_tools=[tool])
+            [known] = super().customize_request_parameters(alone).function_tools
+            if len(self._worked_out) >= _SCHEMAS_MAX:
+                self._worked_out.clear()
+            self._worked_out[place] = known
+        return replace(tool, parameters_json_schema=known.parameters_json_schema, strict=known.strict)
 
 
 class OfflineModel(TestModel):

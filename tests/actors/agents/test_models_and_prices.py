@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
 from actors.agents.errors import ModelNotConfigured
@@ -78,3 +82,19 @@ def test_the_offline_default_answers_for_every_name() -> None:
 def test_no_default_and_no_name_is_not_configured() -> None:
     with pytest.raises(ModelNotConfigured):
         Models(AgentSettings()).named("")
+
+
+def test_a_tool_is_sent_as_the_library_would_send_it_the_second_time_too() -> None:
+    number = {"title": "N", "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    optional = {"type": "object", "properties": {"n": {"type": "integer", "default": 1}}}
+    tools = [
+        ToolDefinition(name="add", description="adds", parameters_json_schema=number),
+        ToolDefinition(name="loose", parameters_json_schema=number, strict=False),
+        ToolDefinition(name="count", parameters_json_schema=optional),
+    ]
+    asked = ModelRequestParameters(function_tools=tools, output_tools=tools[:1])
+    ours = Models(AgentSettings(model="m", model_url="http://127.0.0.1:1/v1")).named("m").model
+    library = OpenAIChatModel("m", provider=OpenAICompatibleProvider("p", base_url="http://127.0.0.1:1/v1"))
+    expected = library.customize_request_parameters(asked)
+    assert [tool.strict for tool in expected.function_tools] == [True, False, False]
+    assert [ours.customize_request_parameters(asked) for _ in range(2)] == [expected, expected]
