@@ -8,7 +8,8 @@
 
 Adopting is safe even when the lost host is merely slow, because the take-over event makes its writes
 conflict; all that is at stake is doing again what was not recorded. From a host's last sign of life to its
-take-over it is at most ``POLL_SECONDS + POLL_GRACE_SECONDS + SILENT_SECONDS`` and one inspection: under 10 s.
+take-over it is at most ``SILENCE_SECONDS + SILENCE_GRACE_SECONDS + SILENT_SECONDS`` and one inspection: under
+10 s.
 """
 
 import msgspec

@@ -10,9 +10,7 @@
 The host alone moves these. ``admitted`` executions are bounded (``running_max``); those that wait for a
 timer or a signal leave memory and give their place back (see ``admission``). After a crash Ray starts the
 process again; its new incarnation takes over what the old one owned, so a late write of the old one
-conflicts.
-
-A plain class, tested without Ray; ``ExecutionHost`` is the one line that makes it an actor.
+conflicts. A plain class, tested without Ray; ``ExecutionHost`` makes it an actor.
 """
 
 import asyncio
@@ -36,6 +34,7 @@ from actors.egress_transport import VettedClientFactory
 from actors.environment_pools import EnvironmentPools
 from actors.environments import Environments
 from actors.execution_actor import ExecutionActor
+from actors.feed import FeedServer
 from actors.host_config import HostConfig
 from actors.host_vitals import Vitals
 from actors.leaving import Leaving
@@ -101,6 +100,7 @@ class Host:
         self._log = open_log(self.config.log_env)
         self._plans = Plans(self._log)
         self._watchers = Watchers(self.incarnation)
+        self._feeds = FeedServer(self._watchers, lambda: self._state in ("leaving", "closed"))
         self._actors: dict[str, ExecutionActor] = {}
         self._activations: dict[str, asyncio.Task[ExecutionActor]] = {}
         self._queue_reads = QueueReads(self._log, HostName(self.config.name), self)
@@ -132,19 +132,20 @@ class Host:
             [answer if isinstance(answer, Answer) else await self._settled(answer) for answer in answers]
         )
 
-    async def poll(self, gateway_id: str, wait_seconds: float) -> bytes:
-        """The next batch of the live feed for one gateway (see ``watchers``)."""
+    async def feed(self, gateway_id: str) -> bytes:
+        """Where this gateway gets the live feed (see ``feed``)."""
         await self._start()
-        if self._state in ("leaving", "closed") and not self._watchers.has_news(gateway_id):
+        if self._feeds.is_over(gateway_id):
             await self.close()
-            exit_actor()  # of every poll that comes now: Ray waits for all calls under way
-        return messages.encode(await self._watchers.poll(gateway_id, wait_seconds))
+            exit_actor()  # of every call that comes now: Ray waits for all that are under way
+        return await self._feeds.address()
 
     async def status(self) -> bytes:
         await self._start()
         state = "draining" if self._leaving.is_on else self._state
-        status = self._vitals.status(state, self.incarnation, len(self._actors), self._admission)
-        return messages.encode(status)
+        return messages.encode(
+            self._vitals.status(state, self.incarnation, len(self._actors), self._admission)
+        )
 
     async def drain(self, seconds: float) -> bytes:
         """Begin to leave (see ``leaving``), or go on; the ids of executions that are still here."""
@@ -172,7 +173,7 @@ class Host:
         await self._agents.close()
         await self._performer.close()
         self._log.close()
-        self._watchers.wake_all()
+        await self._feeds.close()
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -503,7 +504,7 @@ class Host:
         self._revival.forget(execution_id)
         self._children.look_at(execution_id, state)
         if self.config.dedicated and not self._actors and self._state != "closed":
-            # Leaves with the poll that finds nothing new: the gateway gets the end of the stream first.
+            # Leaves when its gateway asks for the feed again, which has the end of the stream by then.
             self._state = "leaving"
             self._watchers.wake_all()
 

@@ -1,7 +1,7 @@
 """One host as a gateway sees it: the outbox to it, the feed from it, and whether it answers.
 
     command --> outbox --(one Ray call carries all that waits)--> answer, once durable
-    feed    <-- long polls <------ committed events of executions that somebody follows here
+    feed    <-- a connection <---- committed events of executions that somebody follows here
 
 A host that dies loses the calls in flight, and nobody knows whether they took effect. Every message can
 be repeated harmlessly (a start by its id, a signal by its signal id, a cancellation by its cause), so the
@@ -13,6 +13,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ import structlog
 from ray.exceptions import RayError
 
 from actors import messages
+from actors.feed import batches
 from actors.messages import Answer, Delta, FeedBatch, HostStatus, Message, Refusal, Reply
 from runtime.errors import DomainError, InvalidInput, Overloaded, Unavailable
 from runtime.event_log import Recorded
@@ -41,14 +43,11 @@ OUTBOX_MESSAGES_MAX = 50_000
 ANSWER_SECONDS_MAX = 30.0
 """How long a message waits for its host to come back; then ``Unavailable``, outcome unknown."""
 
-POLL_SECONDS = 2.0
-"""Longest silence of a feed; a host that does not answer this plus ``POLL_GRACE_SECONDS`` is unreachable."""
+SILENCE_SECONDS = 2.0
+"""Longest silence of a feed; a host silent for this plus ``SILENCE_GRACE_SECONDS`` is unreachable."""
 
-POLL_GRACE_SECONDS = 2.5
-RETRY_SECONDS_MAX = 1.0
-
-POLLS_AT_ONCE = 2
-"""While the answer to one is on its way here, the host has another to answer."""
+SILENCE_GRACE_SECONDS = 2.5
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0
 
 READER_ITEMS_MAX = 1_000
 """A reader further behind than this is cut off and may resume from the log (gateway rule G8)."""
@@ -102,10 +101,8 @@ class HostLink:
         self._readers: dict[str, list[Reader]] = {}
         self._watches: dict[str, asyncio.Future[None]] = {}
         self._incarnation = ""
-        self._next_batch = 0
-        """Number of the feed's next batch; 0: whichever comes first."""
-        self._early: dict[int, FeedBatch] = {}
-        """Batches that came before one that is still on its way: fewer than ``POLLS_AT_ONCE``."""
+        self._last_batch = 0
+        """Number of the feed's latest batch; 0: none yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_due = False
         self._reachable = asyncio.Event()
@@ -118,8 +115,7 @@ class HostLink:
 
     def open(self) -> None:
         self.unreachable_since = asyncio.get_running_loop().time()
-        for _ in range(POLLS_AT_ONCE):
-            self._spawn(self._poll_for_ever())
+        self._spawn(self._follow_for_ever())
 
     def close(self, error: DomainError | None = None) -> None:
         """Stop talking to the host; whoever waits for an answer gets ``error``."""
@@ -170,7 +166,7 @@ class HostLink:
 
     async def _ask_status(self) -> None:
         try:
-            async with asyncio.timeout(POLL_GRACE_SECONDS):
+            async with asyncio.timeout(SILENCE_GRACE_SECONDS):
                 self.status = messages.decode_status(await self._handle.status.remote())
         except (RayError, TimeoutError) as error:
             log.debug("no status", host=self.name, error=reason_of(error))
@@ -180,7 +176,7 @@ class HostLink:
 
         Raises: RayError, TimeoutError.
         """
-        async with asyncio.timeout(POLL_GRACE_SECONDS):
+        async with asyncio.timeout(SILENCE_GRACE_SECONDS):
             return messages.decode_ids(await self._handle.drain.remote(seconds))
 
     async def wait_reachable(self) -> None:
@@ -297,32 +293,32 @@ class HostLink:
         except Unavailable:
             log.info("unwatch not delivered; a new incarnation knows no watches", execution=execution_id)
 
-    async def _poll_for_ever(self) -> None:
-        pause = 0.1
+    async def _follow_for_ever(self) -> None:
+        pause = RETRY_SECONDS_MIN
         while not self.is_closed:
             try:
-                # After an interruption the first answer must not wait for news.
-                wait_seconds = POLL_SECONDS if self.is_reachable else 0.0
-                call = self._handle.poll.remote(self._gateway_id, wait_seconds)
-                async with asyncio.timeout(POLL_SECONDS + POLL_GRACE_SECONDS):
-                    batch = messages.decode_feed(await call)
-            except (RayError, TimeoutError) as error:
+                feed = batches(self._handle, self._gateway_id, SILENCE_SECONDS, SILENCE_GRACE_SECONDS)
+                async with aclosing(feed):
+                    async for batch in feed:
+                        pause = RETRY_SECONDS_MIN
+                        self._hear(batch)
+            except (RayError, OSError, EOFError) as error:
                 self._miss("silent" if isinstance(error, TimeoutError) else "broken")
                 log.warning("feed interrupted", host=self.name, error=reason_of(error))
-                self._interrupt()
+                self._lose()  # what it would have brought is in the log alone; others may have the executions
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
-                continue
-            pause = 0.1
-            self.trouble = ""
-            if not self.is_reachable:
-                self.unreachable_since = None
-                self._reachable.set()
-                self._lose()  # what they follow may have moved meanwhile
-                self.ask_status()  # it may be on another node now
-                if self._on_reachable is not None:
-                    self._on_reachable()
-            self._arrived(batch)
+
+    def _hear(self, batch: FeedBatch) -> None:
+        self.trouble = ""
+        if not self.is_reachable:
+            self.unreachable_since = None
+            self._reachable.set()
+            self._lose()  # what they follow may have moved meanwhile
+            self.ask_status()  # it may be on another node now
+            if self._on_reachable is not None:
+                self._on_reachable()
+        self._arrived(batch)
 
     def _miss(self, trouble: Trouble) -> None:
         if self.is_reachable or self.unreachable_since is None:
@@ -330,32 +326,16 @@ class HostLink:
         self.trouble = trouble
         self._reachable.clear()
 
-    def _interrupt(self) -> None:
-        """A poll got no answer: what it would have brought is in the log alone."""
-        self._lose()  # and the executions may be going on elsewhere
-        early, self._early = self._early, {}
-        self._next_batch = 0
-        for number in sorted(early):
-            self._dispatch(early[number])
-
     def _arrived(self, batch: FeedBatch) -> None:
         if batch.incarnation != self._incarnation:
             self._incarnation = batch.incarnation
-            self._next_batch = 0
-            self._early.clear()
+            self._last_batch = 0
             if self._readers:
                 self._spawn(self._watch_again())
-        if batch.number == 0:
-            self._dispatch(batch)
-            return
-        if 0 < self._next_batch < batch.number:
-            self._early[batch.number] = batch
-            return
-        following: FeedBatch | None = batch
-        while following is not None:
-            self._next_batch = max(self._next_batch, following.number + 1)
-            self._dispatch(following)
-            following = self._early.pop(self._next_batch, None)
+        elif 0 < self._last_batch < batch.number - 1:
+            self._lose()  # what came between was on its way when the connection broke
+        self._last_batch = batch.number or self._last_batch
+        self._dispatch(batch)
 
     def _dispatch(self, batch: FeedBatch) -> None:
         if batch.lagged:

@@ -1,8 +1,8 @@
 """The host's side of the live feed: who watches which execution, and what waits for each gateway.
 
-A gateway polls; a poll answers at once when something waits, else as soon as something happens. Of several
-the first is answered first. At the bound everything waiting is dropped and the batch says ``lagged``: readers
-then fall back to the log, so a slow gateway costs bounded memory and nobody misses an event.
+A gateway's connection (see ``feed``) polls, one poll at a time; a poll answers at once when something waits,
+else as soon as something happens. At the bound everything waiting is dropped and the batch says ``lagged``:
+readers then fall back to the log, so a slow gateway costs bounded memory and nobody misses an event.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ GATHER_SECONDS_EACH = 0.00005
 GATHER_SECONDS_MAX = 0.010
 """The least time between two answers to a gateway, for each execution it watches, and at most.
 
-An answer costs both sides a millisecond, and two hundred that talk at once would ask for hundreds a second.
+An answer costs both sides half a millisecond, and two hundred that talk at once would ask for a thousand a
+second.
 """
 
 SILENT_SECONDS_MAX = 120.0
@@ -60,8 +61,6 @@ class _Gateway:
         self.polled_at = now
         self.answered_at = now
         self.news = asyncio.Event()
-        self.turn = asyncio.Lock()
-        """Held by the poll that is answered next."""
         self._answered = 0
 
     @property
@@ -170,7 +169,7 @@ class Watchers:
         gateway.polled_at = loop.time()
         try:
             # Not wait_for, which costs two sweeps of the loop.
-            async with asyncio.timeout(wait_seconds), gateway.turn:
+            async with asyncio.timeout(wait_seconds):
                 if not gateway.has_news:
                     self._forget_silent(loop.time())
                     await gateway.news.wait()

@@ -134,6 +134,11 @@ class ScriptedHost(Host):
     def is_running(self) -> bool:
         return self._state == "running"
 
+    def lose_gateways(self) -> None:
+        """Break every connection of the feed."""
+        for connection in self._feeds._connections:  # pyright: ignore[reportPrivateUsage]
+            connection.cancel()
+
     async def die(self) -> None:
         """As `kill -9`: nothing more is written, performed or answered."""
         writer = self._writer

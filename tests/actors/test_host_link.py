@@ -1,13 +1,17 @@
-"""The feed of one host: two polls at a time, and what they bring in the order in which it happened."""
+"""The feed of one host as its gateway reads it: batch by batch, and told when one is missing."""
+
+from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 
 from actors import messages
-from actors.host_link import POLLS_AT_ONCE, HostLink, Reader
+from actors.feed import FeedAddress
+from actors.host_link import HostLink, Reader
 from actors.messages import Delta, FeedBatch, Reply
 from runtime.ids import HostName
 
@@ -20,105 +24,146 @@ class _Method(NamedTuple):
 
 
 class Handle:
-    """A host whose polls wait until the test answers them."""
+    """A host whose feed the test writes."""
 
-    def __init__(self) -> None:
-        self.waiting: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.is_there = True
         self.deliver = _Method(self._deliver)
-        self.poll = _Method(self._poll)
+        self.feed = _Method(self._feed)
         self.status = _Method(self._status)
 
     async def _deliver(self, batch: bytes) -> bytes:
         return messages.encode([Reply() for _ in messages.decode_messages(batch)])
 
-    async def _poll(self, _gateway_id: str, _wait_seconds: float) -> bytes:
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait(answer)
-        return await answer
+    async def _feed(self, _gateway_id: str) -> bytes:
+        if not self.is_there:
+            raise RayActorError
+        return messages.encode(FeedAddress("127.0.0.1", self._port, "token"))
 
     async def _status(self) -> bytes:
         raise RayActorError
 
 
 class Feed:
-    """A link, a reader of one execution, and the polls under way."""
+    """A link, a reader of one execution, and the connection that the link has at the time."""
 
-    def __init__(self) -> None:
-        self.handle = Handle()
+    def __init__(self, port: int, writers: asyncio.Queue[asyncio.StreamWriter]) -> None:
+        self.handle = Handle(port)
         self.link = HostLink(HostName("host-0"), self.handle, "gateway-1")
         self.reader = Reader()
-        self.polls: list[asyncio.Future[bytes]] = []
+        self._writers = writers
+        self._writer: asyncio.StreamWriter | None = None
 
-    async def __aenter__(self) -> "Feed":
-        self.link.open()
-        await self.more()
-        self.polls.pop(0).set_result(messages.encode(FeedBatch("one")))
-        await self.more()
-        await self.link.watch("e", self.reader)
-        self.reader.items.clear()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.link.close()
-        await asyncio.sleep(0)
-
-    async def more(self) -> None:
-        """Until as many polls wait as there may be."""
+    async def connected(self) -> None:
         async with asyncio.timeout(10):
-            while len(self.polls) < POLLS_AT_ONCE:
-                self.polls.append(await self.handle.waiting.get())
+            self._writer = await self._writers.get()
 
-    async def answer(self, place: int, number: int, incarnation: str = "one") -> None:
-        """Answer one of the polls with the feed's batch ``number``."""
-        items = (Delta("e", "n", "s", number, ""),)
-        self.polls.pop(place).set_result(messages.encode(FeedBatch(incarnation, items, number=number)))
-        await self.more()
+    def cut(self) -> None:
+        assert self._writer is not None
+        self._writer.close()
 
-    def read(self) -> list[int | None]:
-        """The batches that arrived since; None: something was lost."""
-        found = [item.offset if isinstance(item, Delta) else None for item in self.reader.items]
-        self.reader.items.clear()
+    def send(self, batch: FeedBatch) -> None:
+        assert self._writer is not None
+        data = messages.encode(batch)
+        self._writer.write(len(data).to_bytes(4, "big") + data)
+
+    async def tell(self, number: int, incarnation: str = "one") -> list[int | None]:
+        """Send the feed's batch ``number``: what the reader has when it arrived. None: something was lost."""
+        self.send(FeedBatch(incarnation, (Delta("e", "n", "s", number, ""),), number=number))
+        found: list[int | None] = []
+        async with asyncio.timeout(10):
+            while number not in found:
+                await self.reader.news.wait()
+                self.reader.news.clear()
+                found += [item.offset if isinstance(item, Delta) else None for item in self.reader.items]
+                self.reader.items.clear()
         return found
 
 
-def test_batches_are_read_in_their_order_whichever_answer_comes_first() -> None:
+@asynccontextmanager
+async def connected_feed() -> AsyncGenerator[Feed]:
+    writers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.put_nowait(writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    feed = Feed(server.sockets[0].getsockname()[1], writers)
+    try:
+        feed.link.open()
+        await feed.connected()
+        feed.send(FeedBatch("one"))
+        async with asyncio.timeout(10):
+            await feed.link.wait_reachable()
+        await feed.link.watch("e", feed.reader)
+        feed.reader.items.clear()
+        feed.reader.news.clear()
+        yield feed
+    finally:
+        feed.link.close()
+        feed.cut()
+        server.close()
+        await asyncio.sleep(0)
+
+
+def test_batches_are_read_in_their_order_from_any_number_on() -> None:
     async def scenario() -> None:
-        async with Feed() as feed:
-            await feed.answer(0, 7)  # of a host that this gateway knew before
-            assert feed.read() == [7]
-            await feed.answer(1, 9)
-            assert feed.read() == []
-            await feed.answer(0, 8)
-            assert feed.read() == [8, 9]
-            await feed.answer(0, 10)
-            assert feed.read() == [10]
+        async with connected_feed() as feed:
+            assert await feed.tell(7) == [7]  # of a host that this gateway knew before
+            feed.send(FeedBatch("one"))  # nothing happened
+            assert await feed.tell(8) == [8]
 
     asyncio.run(scenario())
 
 
-def test_a_poll_without_an_answer_loses_nothing_that_others_brought() -> None:
+def test_a_gap_in_the_feed_sends_readers_to_the_log() -> None:
     async def scenario() -> None:
-        async with Feed() as feed:
-            await feed.answer(0, 1)
-            await feed.answer(1, 3)
-            feed.polls.pop(0).set_exception(RayActorError())  # it would have brought the second
-            await feed.more()
-            assert feed.read() == [1, None, 3]
-            await feed.answer(0, 4)
-            *lost, last = feed.read()
-            assert last == 4
-            assert set(lost) <= {None}  # reachable again: what is followed may have moved
+        async with connected_feed() as feed:
+            await feed.tell(1)
+            assert await feed.tell(3) == [None, 3]
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_connection_is_opened_again_and_readers_look_into_the_log() -> None:
+    async def scenario() -> None:
+        async with connected_feed() as feed:
+            await feed.tell(1)
+            feed.cut()
+            await feed.connected()
+            found = await feed.tell(2)
+            assert found[0] is None
+            assert [item for item in found if item is not None] == [2]
+            assert feed.link.is_reachable
+
+    asyncio.run(scenario())
+
+
+def test_a_host_that_is_gone_is_unreachable_until_it_is_back() -> None:
+    async def scenario() -> None:
+        async with connected_feed() as feed:
+            feed.handle.is_there = False
+            feed.cut()
+            async with asyncio.timeout(10):
+                while feed.link.is_reachable:
+                    await feed.reader.news.wait()
+                    feed.reader.news.clear()
+            assert feed.link.trouble == "broken"
+            feed.handle.is_there = True
+            await feed.connected()
+            await feed.tell(1, "two")
+            assert feed.link.is_reachable
 
     asyncio.run(scenario())
 
 
 def test_a_new_process_of_the_host_counts_anew() -> None:
     async def scenario() -> None:
-        async with Feed() as feed:
-            await feed.answer(0, 5)
-            await feed.answer(0, 1, "two")
-            assert feed.read()[-1] == 1
-            await feed.answer(0, 2, "two")
-            assert 2 in feed.read()
+        async with connected_feed() as feed:
+            await feed.tell(5)
+            assert (await feed.tell(1, "two"))[-1] == 1
+            await feed.link.watch("e", feed.reader)
+            assert 2 in await feed.tell(2, "two")
 
     asyncio.run(scenario())

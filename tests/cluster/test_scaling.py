@@ -6,7 +6,7 @@ from collections import Counter
 
 from actors.adoption import RESTART_SECONDS, SILENT_SECONDS, Sight, is_lost
 from actors.cluster_nodes import PROBE_SECONDS
-from actors.host_link import POLL_GRACE_SECONDS, POLL_SECONDS
+from actors.host_link import SILENCE_GRACE_SECONDS, SILENCE_SECONDS
 from actors.scaling import (
     IN_SECONDS,
     OUT_SECONDS,
@@ -141,4 +141,4 @@ def test_a_host_is_lost_with_its_node_or_its_silence_but_not_while_ray_starts_it
 
 def test_a_host_that_falls_silent_is_lost_within_ten_seconds() -> None:
     inspection = INSPECT_SECONDS + PROBE_SECONDS
-    assert POLL_SECONDS + POLL_GRACE_SECONDS + SILENT_SECONDS + inspection < 10.0
+    assert SILENCE_SECONDS + SILENCE_GRACE_SECONDS + SILENT_SECONDS + inspection < 10.0

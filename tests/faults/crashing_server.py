@@ -101,7 +101,7 @@ def impatient(connect: Connect) -> Connect:
             import actors.host_link
             import actors.supervision
 
-            actors.host_link.POLL_SECONDS = actors.host_link.POLL_GRACE_SECONDS = IMPATIENT_SECONDS
+            actors.host_link.SILENCE_SECONDS = actors.host_link.SILENCE_GRACE_SECONDS = IMPATIENT_SECONDS
             actors.host_link.ANSWER_SECONDS_MAX = 3 * IMPATIENT_SECONDS
             actors.supervision.RENEW_SECONDS = IMPATIENT_SECONDS
             actors.adoption.SILENT_SECONDS = actors.adoption.RESTART_SECONDS = IMPATIENT_SECONDS

@@ -101,7 +101,7 @@ class Method:
 class Handle:
     def __init__(self, host: Host) -> None:
         self.deliver = Method(host.deliver)
-        self.poll = Method(host.poll)
+        self.feed = Method(host.feed)
         self.status = Method(host.status)
 
 

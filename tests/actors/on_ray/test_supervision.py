@@ -35,8 +35,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adoption, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(adoption, "RESTART_SECONDS", 1.0)
     monkeypatch.setattr(supervision, "INSPECT_SECONDS", 0.2)
-    monkeypatch.setattr(host_link, "POLL_SECONDS", 0.5)
-    monkeypatch.setattr(host_link, "POLL_GRACE_SECONDS", 1.5)
+    monkeypatch.setattr(host_link, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(host_link, "SILENCE_GRACE_SECONDS", 1.5)
     monkeypatch.setattr(supervision, "_shutdown_ray", lambda: None)
 
 
