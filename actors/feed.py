@@ -77,7 +77,12 @@ class FeedServer:
             self._opening = asyncio.ensure_future(
                 asyncio.start_server(self._connected, _own_address(), 0, ssl=_tls(ssl.Purpose.CLIENT_AUTH))
             )
-        host, port = (await self._opening).sockets[0].getsockname()[:2]
+        try:
+            server = await self._opening
+        except OSError:
+            self._opening = None  # whoever asks next tries again
+            raise
+        host, port = server.sockets[0].getsockname()[:2]
         return messages.encode(FeedAddress(host, port, self._token))
 
     async def close(self) -> None:
@@ -169,10 +174,13 @@ def _send(writer: asyncio.StreamWriter, value: Hello | FeedBatch) -> None:
 
 async def _frame(reader: asyncio.StreamReader, bytes_max: int | None = None) -> bytes:
     """Raises: EOFError when the connection ends, or the frame is too large."""
-    size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
-    if bytes_max is not None and size > bytes_max:
-        raise EOFError(f"a frame of {size} bytes, at most {bytes_max} are taken")
-    return await reader.readexactly(size)
+    try:
+        size = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        if bytes_max is not None and size > bytes_max:
+            raise EOFError(f"a frame of {size} bytes, at most {bytes_max} are taken")
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError:
+        raise EOFError("the other side closed the connection") from None
 
 
 def _own_address() -> str:

@@ -211,6 +211,25 @@ def test_a_silent_host_is_a_timeout_and_one_that_is_gone_an_error() -> None:
     run(story())
 
 
+def test_a_host_that_could_not_listen_tries_again_when_it_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with a_host() as host:
+
+            async def no_sockets(*_: object, **__: object) -> asyncio.Server:
+                raise OSError("too many open files")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio, "start_server", no_sockets)
+                with pytest.raises(OSError, match="too many"):
+                    await host.address()
+            async with aclosing(batches(host, "g", SECONDS, SECONDS)) as told:
+                await anext(told)
+
+    run(story())
+
+
 # --- encrypted, as Ray's own connections --------------------------------------------------------------------
 
 
