@@ -15,6 +15,7 @@ import os
 import secrets
 import ssl
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -89,7 +90,8 @@ class FeedServer:
         """End every feed of a host that is leaving, with its last news if the gateway takes them in time."""
         if self._opening is None:
             return
-        (await self._opening).close()
+        with suppress(OSError):  # it could not listen
+            (await self._opening).close()
         self._watchers.wake_all()
         if self._connections:
             _, late = await asyncio.wait(self._connections, timeout=LAST_NEWS_SECONDS_MAX)
@@ -117,8 +119,9 @@ class FeedServer:
         except (OSError, EOFError, msgspec.MsgspecError) as error:
             log.debug("a feed ended", gateway=gateway_id, error=str(error)[:200])
         except asyncio.CancelledError:
-            # Ours alone, and asyncio's own callback of a connection can't take it (Python 3.11).
+            # Not passed on: it is ours alone, and asyncio's own callback can't take it (Python 3.11).
             log.debug("a feed was ended", gateway=gateway_id)
+            writer.transport.abort()  # it may have stopped reading: what is on its way would stay for ever
         finally:
             self._connections.discard(task)
             if self._feeds.get(gateway_id) is task:
