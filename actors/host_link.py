@@ -302,7 +302,7 @@ class HostLink:
                     async for batch in feed:
                         pause = RETRY_SECONDS_MIN
                         self._hear(batch)
-            except (RayError, OSError, EOFError) as error:
+            except (RayError, OSError, EOFError, msgspec.MsgspecError) as error:
                 self._miss("silent" if isinstance(error, TimeoutError) else "broken")
                 log.warning("feed interrupted", host=self.name, error=reason_of(error))
                 self._lose()  # what it would have brought is in the log alone; others may have the executions

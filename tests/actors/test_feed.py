@@ -58,6 +58,7 @@ async def a_host() -> AsyncGenerator[Host]:
     try:
         yield host
     finally:
+        host.is_leaving = True
         await host.server.close()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple, cast
 
 from ray.exceptions import RayActorError
 
@@ -56,12 +56,16 @@ class Feed:
         self._writer: asyncio.StreamWriter | None = None
 
     async def connected(self) -> None:
+        if self._writer is not None:
+            await self.cut()
         async with asyncio.timeout(10):
             self._writer = await self._writers.get()
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         assert self._writer is not None
         self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
 
     def send(self, batch: FeedBatch) -> None:
         assert self._writer is not None
@@ -102,7 +106,7 @@ async def connected_feed() -> AsyncGenerator[Feed]:
         yield feed
     finally:
         feed.link.close()
-        feed.cut()
+        await feed.cut()
         server.close()
         await asyncio.sleep(0)
 
@@ -130,7 +134,7 @@ def test_a_broken_connection_is_opened_again_and_readers_look_into_the_log() -> 
     async def scenario() -> None:
         async with connected_feed() as feed:
             await feed.tell(1)
-            feed.cut()
+            await feed.cut()
             await feed.connected()
             found = await feed.tell(2)
             assert found[0] is None
@@ -140,11 +144,21 @@ def test_a_broken_connection_is_opened_again_and_readers_look_into_the_log() -> 
     asyncio.run(scenario())
 
 
+def test_what_can_t_be_read_counts_as_a_broken_connection() -> None:
+    async def scenario() -> None:
+        async with connected_feed() as feed:
+            feed.send(cast("FeedBatch", {"of": "another release"}))
+            await feed.connected()
+            assert 1 in await feed.tell(1)
+
+    asyncio.run(scenario())
+
+
 def test_a_host_that_is_gone_is_unreachable_until_it_is_back() -> None:
     async def scenario() -> None:
         async with connected_feed() as feed:
             feed.handle.is_there = False
-            feed.cut()
+            await feed.cut()
             async with asyncio.timeout(10):
                 while feed.link.is_reachable:
                     await feed.reader.news.wait()
