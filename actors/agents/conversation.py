@@ -4,12 +4,11 @@ The library's agent drives it; every call it makes is answered by the journal wh
 a run that starts again after a crash walks the same way through its records and goes on behind them.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
 from pydantic_ai import Agent, CallToolsNode, ModelRequestNode, RunContext
-from pydantic_ai.capabilities import AbstractCapability, AgentNode, NodeResult, ToolSearch
+from pydantic_ai.capabilities import AbstractCapability, NodeResult, ToolSearch
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
@@ -101,7 +100,8 @@ async def converse(
         node: NodeResult[object] = run.next_node
         while not isinstance(node, End):
             is_tool_round = isinstance(node, CallToolsNode) and _calls_tools(node.model_response)
-            node = await _after(node, run)
+            # Not by `run.next`: the hooks and the graph that it serves take a third of the library's time.
+            node = cast("NodeResult[object]", await node.run(run.ctx))
             if not is_tool_round or not isinstance(node, ModelRequestNode):
                 continue
             turns += 1
@@ -112,19 +112,6 @@ async def converse(
                 history = [*run.all_messages(), node.request]
                 return Said(_last_text(history), history, turns, is_cut=True)
         return Said(node.data.output, run.all_messages(), turns, is_cut=False)
-
-
-async def _after(node: "AgentNode[object]", run: AgentRun[object, Any]) -> "NodeResult[object]":
-    """What follows ``node``. `run.next` adds hooks and a graph, of which nothing is used here, and which take
-    a third of the library's time.
-
-    Raises: CancelledError also when what was waited for took the run's cancellation upon itself.
-    """
-    following = cast("NodeResult[object]", await node.run(run.ctx))
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-    return following
 
 
 def settings_of(spec: AgentSpec) -> ModelSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from runtime.agent_spec import AgentSpec, PythonTool
 from runtime.events import MessageRecorded, StepRetried
 from runtime.plan import CallTool, RunAgent
 from tests.actors.agents.loop_household import NODE, Actor, Home, Tools, output_of, run
-from tests.model_server.script import Fault, Rule, fails, says
+from tests.model_server.script import Fault, Rule, ToolUse, fails, says
 from tests.model_server.server import ModelServer
 
 
@@ -191,3 +192,31 @@ def test_a_tool_node_s_call_is_made_once_and_its_error_fails_the_node() -> None:
     assert asyncio.run(body(actor, tools)).output == 8
     assert asyncio.run(body(Actor(actor.events), tools)).output == 8
     assert [name for name, _, _ in tools.calls if name == "double"] == ["double"]
+
+
+def test_a_cancelled_run_asks_nothing_more_of_the_model_though_its_tool_ignores_the_cancellation(
+    model_server: ModelServer,
+) -> None:
+    model_server.play(Rule(turns=(says("", calls=(ToolUse("dawdle", {}, id="one"),)), says("never asked"))))
+
+    async def story() -> None:
+        begun = asyncio.Event()
+
+        async def dawdle() -> str:
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return "all the same"
+
+        settings = AgentSettings(model="test-model", model_url=model_server.url)
+        service = AgentService(Home(), settings, Tools({"dawdle": dawdle}))
+        action = RunAgent(AgentSpec(prompt="hi", tools=(PythonTool(function="m:dawdle"),)))
+        running = asyncio.create_task(service.run(action, StepJournal(Actor(), NODE, 1), 60.0))
+        await begun.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await service.close()
+
+    asyncio.run(story())
+    assert len(model_server.journal.exchanges) == 1
