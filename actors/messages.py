@@ -94,7 +94,7 @@ class Delta(msgspec.Struct, frozen=True, tag=True):
 
 
 class FeedBatch(msgspec.Struct, frozen=True):
-    """What happened to watched executions since the last poll, in order.
+    """What happened to watched executions since the batch before, in order.
 
     ``lagged``: something was dropped at the bound; readers fall back to the log. ``incarnation`` names
     the host process: when it changes, all watches are gone. ``number``: its place in the feed, one more than

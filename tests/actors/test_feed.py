@@ -177,7 +177,7 @@ def test_a_gateway_that_takes_nothing_does_not_hold_up_a_host_that_closes(
     async def story() -> None:
         async with a_host() as host:
             _, writer = await host.connect(Hello((await host.address()).token, "g", SECONDS))
-            for _ in range(200):  # more than the sockets of both sides hold
+            for _ in range(40):  # more than the sockets of both sides hold
                 host.tell("x" * 1_000_000)
                 await asyncio.sleep(0)
             host.is_leaving = True
@@ -234,9 +234,10 @@ def test_a_host_that_could_not_listen_tries_again_when_it_is_asked_again(
 # --- encrypted, as Ray's own connections --------------------------------------------------------------------
 
 
-def certificate(
-    folder: Path, name: str, authority: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None
-) -> Any:
+Signer = tuple[x509.Name, ec.EllipticCurvePrivateKey]
+
+
+def certificate(folder: Path, name: str, authority: Signer | None) -> Signer:
     """Writes ``name``.crt and .key, signed by ``authority`` or by itself; gives its subject and key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
